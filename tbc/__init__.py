@@ -1,0 +1,124 @@
+"""Token budget contracts: a budget market for multi-agent LLM systems.
+
+Agents sign contracts (priority, budget, reserve, confidence). Before every model call `tbc` decides whether
+it may run, sets the money aside, and where one agent is short moves spare budget to it from agents that
+matter no more than it does. After the call it books what was really spent.
+
+>>> import tbc
+>>> manager = tbc.BudgetManager(max_tokens=10_000)
+>>> contract = manager.register_agent("writer", priority=9, max_tokens=2_000)
+>>> with manager.hold("writer", 1_500) as hold:
+...     settlement = hold.settle(tokens=1_200)
+>>> manager.remaining("writer")
+800
+
+NumPy and tiktoken load at first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tbc.confidence import ConfidenceGate
+from tbc.contract import ROOT, BudgetContract
+from tbc.decision import Decision, Kind, Settlement, Status, Transfer
+from tbc.errors import (
+    AgentClosedError,
+    AgentExistsError,
+    AgentInUseError,
+    BudgetExceededError,
+    CarveOutError,
+    GateClosedError,
+    HoldEndedError,
+    InvalidAmountError,
+    InvalidContractError,
+    KeyConflictError,
+    ManagedLedgerError,
+    NoCurrentHoldError,
+    NotSent,
+    OverrunError,
+    TBCError,
+    TraceError,
+    UnknownAgentError,
+    VocabularyError,
+)
+from tbc.govern import with_current_hold
+from tbc.holds import Hold, current_hold
+from tbc.ledger import Entry, Ledger
+from tbc.manager import BudgetManager
+from tbc.reallocator import Reallocator, Rebalance
+from tbc.tree import Account
+
+if TYPE_CHECKING:
+    from tbc import events, tokens
+    from tbc.clearing import Clearing, clear
+    from tbc.usage import Usage
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Account",
+    "AgentClosedError",
+    "AgentExistsError",
+    "AgentInUseError",
+    "BudgetContract",
+    "BudgetExceededError",
+    "BudgetManager",
+    "CarveOutError",
+    "Clearing",
+    "ConfidenceGate",
+    "Decision",
+    "Entry",
+    "GateClosedError",
+    "Hold",
+    "HoldEndedError",
+    "InvalidAmountError",
+    "InvalidContractError",
+    "KeyConflictError",
+    "Kind",
+    "Ledger",
+    "ManagedLedgerError",
+    "NoCurrentHoldError",
+    "NotSent",
+    "OverrunError",
+    "ROOT",
+    "Reallocator",
+    "Rebalance",
+    "Settlement",
+    "Status",
+    "TBCError",
+    "TraceError",
+    "Transfer",
+    "UnknownAgentError",
+    "Usage",
+    "VocabularyError",
+    "__version__",
+    "clear",
+    "current_hold",
+    "events",
+    "tokens",
+    "with_current_hold",
+]
+
+# Loaded at first use: name -> the module, or the module that holds it.
+_LATER = {
+    "Clearing": "tbc.clearing",
+    "Usage": "tbc.usage",
+    "clear": "tbc.clearing",
+    "tokens": "tbc.tokens",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _LATER.get(name)
+    if module is None:
+        raise AttributeError(f"module 'tbc' has no attribute {name!r}")
+    loaded = importlib.import_module(module)
+    value = loaded if module == f"tbc.{name}" else getattr(loaded, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,53 @@
+"""The only reader of time.
+
+A clock is any callable that returns seconds as a ``float`` and never goes back. Everything below the
+manager takes ``now`` as an argument.
+
+Examples
+--------
+>>> clock = ManualClock(100.0)
+>>> clock.advance(5.0)
+>>> clock()
+105.0
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+__all__ = ["EPOCH", "Clock", "ManualClock", "system_clock"]
+
+#: Seconds as a float, never going back.
+Clock = Callable[[], float]
+
+#: The default clock. A jump of the wall clock neither expires a hold early nor keeps it for longer.
+system_clock: Clock = time.monotonic
+
+#: Unix time at which `system_clock` showed 0; the wall clock is read once, at import.
+EPOCH = time.time() - time.monotonic()
+
+
+class ManualClock:
+    """A clock that moves only by hand, for tests and simulations.
+
+    Parameters
+    ----------
+    now : float, default 0.0
+        Seconds shown at the start.
+    """
+
+    __slots__ = ("_now",)
+
+    def __init__(self, now: float = 0.0) -> None:
+        self._now = now
+
+    def __call__(self) -> float:
+        """Return the seconds shown now."""
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock forward by `seconds` (>= 0)."""
+        if seconds < 0:
+            raise ValueError(f"a clock never goes back; advance() takes seconds >= 0, not {seconds!r}")
+        self._now += seconds

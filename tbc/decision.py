@@ -1,0 +1,222 @@
+"""Records of what was decided and what was moved. All are immutable; none knows the books."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal, NamedTuple
+
+import attrs
+
+__all__ = ["Decision", "Kind", "Mode", "Settlement", "Status", "Transfer"]
+
+#: ``"enforce"``: refusals raise. ``"audit"``: nothing is refused; what would have been is reported.
+Mode = Literal["enforce", "audit"]
+
+
+class Status(StrEnum):
+    """Why a decision came out as it did. The order is the precedence."""
+
+    GATE_CLOSED = "gate_closed"
+    """Refused: the agent's last confidence reached its threshold."""
+    UNCAPPED = "uncapped"
+    """Allowed: nobody caps this agent; its spending is only tracked."""
+    FITS = "fits"
+    """Allowed from the agent's own remaining."""
+    FITS_WITH_LOANS = "fits_with_loans"
+    """Allowed, with what the treasury, siblings or ancestors lend."""
+    BUSY = "busy"
+    """Refused now; it would fit if every open hold that can reach this agent were voided."""
+    EXHAUSTED = "exhausted"
+    """Refused: it would not fit even then."""
+
+    @property
+    def refuses(self) -> bool:
+        """Whether enforcement refuses."""
+        return self in _REFUSALS
+
+
+_REFUSALS = frozenset({Status.GATE_CLOSED, Status.BUSY, Status.EXHAUSTED})
+
+
+class Kind(StrEnum):
+    """What a journal entry (and a transfer) is."""
+
+    OPENING = "opening"
+    REGISTER = "register"
+    REPLACE = "replace"
+    TOP_UP = "top_up"
+    CLOSE = "close"
+    ADJUST = "adjust"
+    HOLD = "hold"
+    EXTEND = "extend"
+    SETTLE = "settle"
+    LATE_SETTLE = "late_settle"
+    VOID = "void"
+    EXPIRE = "expire"
+    USAGE = "usage"
+    DRAW = "draw"
+    """Parent to child, out of the parent's spare (the treasury)."""
+    LOAN = "loan"
+    """Sibling to sibling, for a hold: what the hold did not need goes back."""
+    COVER = "cover"
+    """Sibling to sibling, for tokens that are owed or spent already: it stays."""
+    REBALANCE = "rebalance"
+    """Sibling to sibling, asked for by `rebalance` or `reallocate`: it stays."""
+    HAND_DOWN = "hand_down"
+    """Parent to child: what the parent got in its own market for this child."""
+    RETURN = "return"
+    """Back to the lender: the part of a loan or draw that the hold did not need."""
+
+
+@attrs.frozen
+class Transfer:
+    """Allocation that moved, or would move, from one account to another.
+
+    Attributes
+    ----------
+    donor, recipient : str
+        Account names; the treasury of the top level is `tbc.ROOT`.
+    tokens : int
+        How much, > 0.
+    kind : Kind
+        Why.
+    """
+
+    donor: str
+    recipient: str
+    tokens: int
+    kind: Kind
+
+
+@attrs.frozen
+class Decision:
+    """ALLOW or REFUSE, and every number behind it. Amounts are tokens.
+
+    Attributes
+    ----------
+    agent_name : str
+        Who asked.
+    requested : int
+        How much.
+    status : Status
+        Why.
+    remaining : int or None
+        The agent's own ``allocated - consumed - held`` (< 0: in debt; ``None``: uncapped).
+    treasury, siblings, ancestors : int
+        What the parent's spare, the siblings and, through the parent, the markets above could lend.
+    available : int or None
+        What could be granted at most, >= 0 (``None``: without limit).
+    when_idle : int or None
+        The same if every open hold in the pool were voided: what tells busy from exhausted.
+    transfers : tuple of Transfer
+        What would move (or has moved) for an allowed request, in the order of moving.
+    mode : {"enforce", "audit"}
+        Whether a refusal binds.
+    confidence, confidence_threshold : float or None
+        The gate's numbers.
+    """
+
+    agent_name: str
+    requested: int
+    status: Status
+    remaining: int | None
+    treasury: int = 0
+    siblings: int = 0
+    ancestors: int = 0
+    available: int | None = None
+    when_idle: int | None = None
+    transfers: tuple[Transfer, ...] = ()
+    mode: Mode = "enforce"
+    confidence: float | None = None
+    confidence_threshold: float | None = None
+
+    @property
+    def verdict(self) -> Literal["ALLOW", "REFUSE"]:
+        """What enforcement says."""
+        return "REFUSE" if self.status.refuses else "ALLOW"
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the call may run: always in audit mode."""
+        return self.mode == "audit" or not self.status.refuses
+
+    @property
+    def shortfall(self) -> int:
+        """Tokens that the agent does not have itself, its debt included."""
+        return 0 if self.remaining is None else max(0, self.requested - self.remaining)
+
+    @property
+    def remedy(self) -> str:
+        """What would make it pass, in one sentence; empty if it passes."""
+        available = self.available or 0
+        missing = self.requested - available
+        match self.status:
+            case Status.GATE_CLOSED:
+                return f"reset_confidence({self.agent_name!r}) opens the gate again."
+            case Status.BUSY:
+                return (
+                    f"Busy, not exhausted: with every open hold ended, {self.when_idle} would be available. "
+                    f"Try again when calls in flight have ended, or ask for at most {available}."
+                )
+            case Status.EXHAUSTED:
+                return f"Exhausted: ask for at most {available}, or top up by {missing}."
+            case _:
+                return ""
+
+    @property
+    def reason(self) -> str:
+        """The decision in one sentence, with its numbers."""
+        return (
+            f"{self.verdict} ({self.status}): {self.agent_name!r} asks for {self.requested}; own remaining "
+            f"{'uncapped' if self.remaining is None else self.remaining}, treasury {self.treasury}, siblings "
+            f"{self.siblings}, ancestors {self.ancestors}. {self.remedy}"
+        ).rstrip()
+
+
+class Settlement(NamedTuple):
+    """How a hold ended. Amounts are tokens.
+
+    Attributes
+    ----------
+    hold_id : int
+        The hold (for `record_usage`: the journal entry).
+    agent_name : str
+        Its agent.
+    state : {"settled", "voided", "expired"}
+        How it ended.
+    tokens : int
+        What was booked as consumed.
+    held : int
+        What had been set aside.
+    estimated : bool
+        Whether `tokens` is an estimate.
+    returned : tuple of Transfer
+        What went back to lenders, last lender first.
+    covered : tuple of Transfer
+        What the market gave for the part above the hold.
+    overrun : int
+        The part of `tokens` that nothing covered; booked all the same, and owed.
+    late : bool
+        Whether the hold had expired before.
+    repeated : bool
+        Whether this is the answer to a repeated request: nothing was changed by it.
+    at : float
+        Seconds of the manager's clock.
+    operation : str or None
+        What the hold was for.
+    """
+
+    # A tuple, because one is made for every call: it is immutable at half the price of a frozen class.
+    hold_id: int
+    agent_name: str
+    state: Literal["settled", "voided", "expired"]
+    tokens: int
+    held: int
+    estimated: bool = False
+    returned: tuple[Transfer, ...] = ()
+    covered: tuple[Transfer, ...] = ()
+    overrun: int = 0
+    late: bool = False
+    repeated: bool = False
+    at: float = 0.0
+    operation: str | None = None

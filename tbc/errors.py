@@ -1,0 +1,369 @@
+"""Everything that `tbc` raises.
+
+::
+
+    TBCError
+     ├── InvalidAmountError     (ValueError)   a number, array or threshold that cannot be one
+     ├── InvalidContractError   (ValueError)   terms that contradict each other or the tree
+     ├── UnknownAgentError      (KeyError)     nobody of that name was registered
+     ├── AgentExistsError       (ValueError)   registered before, with other terms
+     ├── AgentClosedError       (ValueError)   the account has been closed
+     ├── AgentInUseError        (ValueError)   cannot close: open holds or children
+     ├── HoldEndedError         (ValueError)   a hold ends once
+     ├── NoCurrentHoldError     (LookupError)  current_hold() outside of any governed call
+     ├── KeyConflictError       (ValueError)   this key was used for something else
+     ├── ManagedLedgerError     (TypeError)    these books move only through their manager
+     ├── VocabularyError        (OSError)      a token vocabulary could not be loaded
+     ├── TraceError             (ValueError)   a trace file that cannot be read
+     └── BudgetExceededError                   a refusal: the amount cannot be covered
+          ├── GateClosedError                  a refusal: the agent is confident enough
+          ├── CarveOutError     (ValueError)   a refusal: the parent has not that much to spare
+          └── OverrunError                     booked, and more than the market could cover
+    NotSent                                    raise it to say: nothing was sent, nothing is owed
+
+Refusals carry a `Decision`. Messages are made from the fields and end with what would make the call pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tbc.decision import Decision, Settlement
+
+__all__ = [
+    "AgentClosedError",
+    "AgentExistsError",
+    "AgentInUseError",
+    "BudgetExceededError",
+    "CarveOutError",
+    "GateClosedError",
+    "HoldEndedError",
+    "InvalidAmountError",
+    "InvalidContractError",
+    "KeyConflictError",
+    "ManagedLedgerError",
+    "NoCurrentHoldError",
+    "NotSent",
+    "OverrunError",
+    "TBCError",
+    "TraceError",
+    "UnknownAgentError",
+    "VocabularyError",
+]
+
+
+class TBCError(Exception):
+    """Root of every error that `tbc` raises."""
+
+
+class InvalidAmountError(TBCError, ValueError):
+    """A number (or an array of them) that cannot be what it should be.
+
+    Parameters
+    ----------
+    name : str
+        What the value was given for, e.g. ``"tokens"``.
+    value : object
+        The value.
+    rule : str
+        What would be accepted, e.g. ``"an int from 0 to 2**53 - 1"``.
+    """
+
+    def __init__(self, name: str, value: object, rule: str) -> None:
+        super().__init__(name, value, rule)
+        self.name = name
+        self.value = value
+        self.rule = rule
+
+    def __str__(self) -> str:
+        return f"{self.name} must be {self.rule}, not {self.value!r}"
+
+
+class InvalidContractError(TBCError, ValueError):
+    """Terms that contradict each other, or that do not fit the tree."""
+
+
+class UnknownAgentError(TBCError, KeyError):
+    """Nobody of that name was registered.
+
+    Parameters
+    ----------
+    agent_name : object
+        The name asked for.
+    """
+
+    def __init__(self, agent_name: object) -> None:
+        super().__init__(agent_name)
+        self.agent_name = agent_name
+
+    def __str__(self) -> str:
+        return f"Agent {self.agent_name!r} was never registered. Register it first with register_agent()."
+
+
+class AgentExistsError(TBCError, ValueError):
+    """An agent of that name is registered with other terms.
+
+    Parameters
+    ----------
+    agent_name : str
+        The agent.
+    differences : str
+        What differs, in words.
+    """
+
+    def __init__(self, agent_name: str, differences: str) -> None:
+        super().__init__(agent_name, differences)
+        self.agent_name = agent_name
+        self.differences = differences
+
+    def __str__(self) -> str:
+        return (
+            f"Agent {self.agent_name!r} is registered with other terms ({self.differences}). "
+            "Pass replace=True to change them and keep what was consumed, held and lent."
+        )
+
+
+class AgentClosedError(TBCError, ValueError):
+    """The account has been closed.
+
+    Parameters
+    ----------
+    agent_name : str
+        The agent.
+    """
+
+    def __init__(self, agent_name: str) -> None:
+        super().__init__(agent_name)
+        self.agent_name = agent_name
+
+    def __str__(self) -> str:
+        return f"Agent {self.agent_name!r} is closed. Register it again to open its account again."
+
+
+class AgentInUseError(TBCError, ValueError):
+    """The account cannot be closed (or moved) yet.
+
+    Parameters
+    ----------
+    agent_name : str
+        The agent.
+    holds : sequence of int
+        Ids of its open holds.
+    children : sequence of str
+        Names of its open children.
+    """
+
+    def __init__(self, agent_name: str, holds: Sequence[int] = (), children: Sequence[str] = ()) -> None:
+        super().__init__(agent_name, tuple(holds), tuple(children))
+        self.agent_name = agent_name
+        self.holds = tuple(holds)
+        self.children = tuple(children)
+
+    def __str__(self) -> str:
+        reasons = []
+        if self.holds:
+            reasons.append(f"open holds {list(self.holds)}: settle or void them first")
+        if self.children:
+            reasons.append(f"open children {list(self.children)}: close them first")
+        return f"Agent {self.agent_name!r} is in use: {'; '.join(reasons)}."
+
+
+class HoldEndedError(TBCError, ValueError):
+    """A hold ends once; this one has ended already.
+
+    Parameters
+    ----------
+    hold_id : int
+        The hold.
+    state : str
+        How it ended: ``"settled"``, ``"voided"`` or ``"expired"``.
+    attempted : str
+        What was tried on it.
+    settlement : Settlement or None
+        How it ended, with the numbers.
+    """
+
+    def __init__(
+        self, hold_id: int, state: str, attempted: str, settlement: Settlement | None = None
+    ) -> None:
+        super().__init__(hold_id, state, attempted, settlement)
+        self.hold_id = hold_id
+        self.state = state
+        self.attempted = attempted
+        self.settlement = settlement
+
+    def __str__(self) -> str:
+        booked = f" with {self.settlement.tokens} tokens" if self.settlement is not None else ""
+        return (
+            f"Hold {self.hold_id} is {self.state}{booked}; it cannot be {self.attempted}. "
+            "A hold ends once; open a new one."
+        )
+
+
+class NoCurrentHoldError(TBCError, LookupError):
+    """There is no hold in this context."""
+
+    def __str__(self) -> str:
+        return (
+            "No hold here: current_hold() works inside a governed call or a `with manager.hold(...)`. A "
+            "thread pool starts without it: submit tbc.with_current_hold(function) instead of the function."
+        )
+
+
+class KeyConflictError(TBCError, ValueError):
+    """The key was used before, for another operation or with other content.
+
+    Parameters
+    ----------
+    key : str
+        The key.
+    first, now : tuple
+        What it was used for, and what it was used for now.
+    """
+
+    def __init__(self, key: str, first: tuple[object, ...], now: tuple[object, ...]) -> None:
+        super().__init__(key, first, now)
+        self.key = key
+        self.first = first
+        self.now = now
+
+    def __str__(self) -> str:
+        return (
+            f"Key {self.key!r} was first used for {self.first!r} and cannot be used for {self.now!r}. "
+            "Repeat the first request unchanged, or make a new key."
+        )
+
+
+class ManagedLedgerError(TBCError, TypeError):
+    """These books belong to a manager and move only through its methods."""
+
+
+class VocabularyError(TBCError, OSError):
+    """A token vocabulary could not be loaded."""
+
+
+class TraceError(TBCError, ValueError):
+    """A trace file that cannot be read, with the line that is wrong."""
+
+
+class BudgetExceededError(TBCError):
+    """The amount cannot be covered.
+
+    Parameters
+    ----------
+    agent_name : str
+        Who asked.
+    requested : int
+        Tokens asked for.
+    available : int
+        Tokens that could have been granted: the agent's own and what its market could lend.
+    decision : Decision, optional
+        Every number behind the refusal.
+
+    Attributes
+    ----------
+    result : object
+        What the call returned, where it had been paid for before the refusal; otherwise ``None``.
+    """
+
+    def __init__(
+        self, agent_name: str, requested: int, available: int, decision: Decision | None = None
+    ) -> None:
+        super().__init__(agent_name, requested, available, decision)
+        self.agent_name = agent_name
+        self.requested = requested
+        self.available = available
+        self.decision = decision
+        self.result: Any = None
+
+    def __str__(self) -> str:
+        text = (
+            f"Agent {self.agent_name!r} requested {self.requested} tokens but only {self.available} were "
+            "available even after attempting reallocation."
+        )
+        return text if self.decision is None else f"{text} {self.decision.remedy}"
+
+
+class GateClosedError(BudgetExceededError):
+    """The agent's last confidence reached its threshold: it has its answer and may spend no more."""
+
+    def __str__(self) -> str:
+        decision = self.decision
+        numbers = (
+            ""
+            if decision is None
+            else f" ({decision.confidence} >= threshold {decision.confidence_threshold})"
+        )
+        return (
+            f"Agent {self.agent_name!r} is confident enough{numbers}: its gate refuses further spending, "
+            f"although {self.available} tokens are available. "
+            f"reset_confidence({self.agent_name!r}) opens the gate again."
+        )
+
+
+class CarveOutError(BudgetExceededError, ValueError):
+    """The amount does not fit into what the parent has to spare.
+
+    Parameters
+    ----------
+    agent_name : str
+        The child (or the agent to be topped up).
+    requested : int
+        Tokens to be carved out.
+    available : int
+        The parent's spare.
+    parent : str
+        The parent.
+    arithmetic : str
+        How the parent's spare comes about.
+    """
+
+    def __init__(self, agent_name: str, requested: int, available: int, parent: str, arithmetic: str) -> None:
+        super().__init__(agent_name, requested, available)
+        self.args = (agent_name, requested, available, parent, arithmetic)
+        self.parent = parent
+        self.arithmetic = arithmetic
+
+    def __str__(self) -> str:
+        return (
+            f"Agent {self.agent_name!r} needs {self.requested} tokens of {self.parent!r}, which can spare "
+            f"{self.available} ({self.arithmetic}). Ask for at most {self.available}, or top up "
+            f"{self.parent!r} by {self.requested - self.available}."
+        )
+
+
+class OverrunError(BudgetExceededError):
+    """More was spent than could be covered. It is booked in full; nothing was thrown away.
+
+    Parameters
+    ----------
+    agent_name : str
+        Who spent.
+    requested : int
+        Tokens spent.
+    available : int
+        Tokens of them that were covered.
+    settlement : Settlement, optional
+        How it was booked.
+    """
+
+    def __init__(
+        self, agent_name: str, requested: int, available: int, settlement: Settlement | None = None
+    ) -> None:
+        super().__init__(agent_name, requested, available)
+        self.args = (agent_name, requested, available, settlement)
+        self.settlement = settlement
+
+    def __str__(self) -> str:
+        return (
+            f"Agent {self.agent_name!r} spent {self.requested} tokens but only {self.available} were "
+            f"available even after attempting reallocation. All {self.requested} are booked; the overrun of "
+            f"{self.requested - self.available} is owed. top_up() or rebalance() would pay it; .result holds "
+            "what the call returned."
+        )
+
+
+class NotSent(Exception):
+    """Raise it inside a governed call: nothing was sent, so the hold is voided and nothing is booked."""

@@ -1,0 +1,77 @@
+"""Events: what a manager tells its subscribers, after the fact and outside of its lock.
+
+Every change of the books is told as the journal entry that says it (`Booked`), so that what is shown is what
+is booked. What changes no books has records of its own. A subscriber that raises is logged (logger ``tbc``)
+and never breaks a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+
+from tbc.decision import Decision
+from tbc.ledger import Entry
+
+__all__ = ["Booked", "CounterChanged", "Event", "GateMoved", "Refused", "Subscribers"]
+
+
+@attrs.frozen
+class Booked:
+    """A line was written to the journal: a hold, a settle, a transfer and so on."""
+
+    entry: Entry
+
+
+@attrs.frozen
+class Refused:
+    """A request was refused, or would have been (audit mode)."""
+
+    decision: Decision
+
+
+@attrs.frozen
+class GateMoved:
+    """An agent's confidence closed its gate, or the gate opened again."""
+
+    agent_name: str
+    closed: bool
+    confidence: float | None
+
+
+@attrs.frozen
+class CounterChanged:
+    """The manager counts tokens in another way from now on."""
+
+    name: str
+    estimated: bool
+
+
+Event = Booked | Refused | GateMoved | CounterChanged
+
+
+class Subscribers:
+    """Who is told. Adding and removing are safe at any time."""
+
+    def __init__(self) -> None:
+        self._callbacks: tuple[Callable[[Event], object], ...] = ()
+
+    def add(self, callback: Callable[[Event], object]) -> Callable[[], None]:
+        """Tell `callback` every event from now on; returns a function that ends it."""
+        self._callbacks = (*self._callbacks, callback)
+
+        def remove() -> None:
+            self._callbacks = tuple(known for known in self._callbacks if known is not callback)
+
+        return remove
+
+    def tell(self, event: Event) -> None:
+        """Call every subscriber in the order of subscribing."""
+        for callback in self._callbacks:
+            try:
+                callback(event)
+            except Exception:
+                import logging
+
+                logging.getLogger("tbc").exception("a subscriber raised on %r", event)

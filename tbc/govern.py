@@ -1,0 +1,632 @@
+"""One governed call: decide, hold, CALL, read the usage, settle.
+
+``manager.govern(agent)`` returns a decorator for functions, coroutine functions, generators and async
+generators. Whatever a function returns that is consumed later (an awaitable, an iterator, a provider's
+stream object) is settled when it has been consumed, closed, or dropped.
+
+The hold is the tokens of the input plus an output cap: the call's own (`cap_kwarg`), else `max_output_tokens`,
+else the p90 of this agent's outputs (from 5 calls on), else the manager's `default_output_tokens`. It is
+clamped to what can be had; if not even the input fits, the call is refused before it runs. Without
+`cap_kwarg` the provider is not told the cap, and the bound is soft by what the calls in flight write beyond
+it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Generator,
+    Iterator,
+    Mapping,
+)
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+
+from tbc.contract import check_amount, check_fraction
+from tbc.errors import InvalidContractError, OverrunError
+from tbc.holds import CURRENT_HOLD
+
+if TYPE_CHECKING:
+    from tbc.manager import BudgetManager
+    from tbc.usage import StreamUsage, Usage
+
+__all__ = ["Governed", "OutputHistory", "govern", "with_current_hold"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_PLAIN = (str, bytes, int, float, type(None), Mapping, Collection)
+
+
+class Governed(Protocol):
+    """A decorator that keeps the signature and the return type."""
+
+    def __call__(self, function: Callable[P, R], /) -> Callable[P, R]:
+        """Return `function`, governed."""
+
+
+def with_current_hold(function: Callable[P, R]) -> Callable[P, R]:
+    """Return `function`, carrying the current hold into whatever thread calls it.
+
+    Threads of a pool start with an empty context, so that `current_hold` finds nothing there:
+
+        ``executor.submit(tbc.with_current_hold(work), item)``
+
+    Raises
+    ------
+    NoCurrentHoldError
+        If there is no current hold here.
+    """
+    from tbc.holds import current_hold
+
+    hold = current_hold()
+
+    @functools.wraps(function)
+    def carried(*args: P.args, **kwargs: P.kwargs) -> R:
+        token = CURRENT_HOLD.set(hold)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            CURRENT_HOLD.reset(token)
+
+    return carried
+
+
+class OutputHistory:
+    """The last outputs of one agent, in tokens, and their p90 (nearest rank).
+
+    An output that was cut off at a cap says only "at least that much": it counts double, or else a cap taken
+    from the history could only ever shrink.
+    """
+
+    __slots__ = ("_last", "_sorted")
+
+    WINDOW = 100
+    LEAST = 5
+
+    def __init__(self) -> None:
+        self._last: deque[int] = deque()
+        self._sorted: list[int] = []
+
+    def add(self, tokens: int, *, cut_off: bool = False) -> None:
+        """Remember one output."""
+        tokens = 2 * tokens if cut_off else tokens
+        self._last.append(tokens)
+        insort(self._sorted, tokens)
+        if len(self._last) > self.WINDOW:
+            del self._sorted[bisect_left(self._sorted, self._last.popleft())]
+
+    def p90(self) -> int | None:
+        """Return the p90, or ``None`` before the fifth call."""
+        count = len(self._sorted)
+        return None if count < self.LEAST else self._sorted[-(-9 * count // 10) - 1]
+
+
+def govern(
+    manager: BudgetManager,
+    agent_name: str,
+    confidence_fn: Callable[[Any], float | None] | None = None,
+    *,
+    max_output_tokens: int | None = None,
+    cap_kwarg: str | None = None,
+    usage_fn: Callable[[Any], int | Usage | None] | None = None,
+    on_overrun: str = "raise",
+    on_error: str = "book",
+    not_sent: tuple[type[BaseException], ...] = (),
+    expires_s: float = 600,
+) -> Governed:
+    """Return the decorator of `BudgetManager.govern`; see there."""
+    if on_overrun not in ("raise", "record"):
+        raise InvalidContractError(f"on_overrun must be 'raise' or 'record', not {on_overrun!r}")
+    if on_error not in ("book", "void"):
+        raise InvalidContractError(f"on_error must be 'book' or 'void', not {on_error!r}")
+    if max_output_tokens is not None:
+        max_output_tokens = check_amount("max_output_tokens", max_output_tokens)
+    return _Governor(
+        manager,
+        agent_name,
+        confidence_fn,
+        max_output_tokens,
+        cap_kwarg,
+        usage_fn,
+        on_overrun == "raise",
+        on_error == "void",
+        not_sent,
+        expires_s,
+    )
+
+
+class _Governor:
+    """The terms of one `govern`, and the ways to wrap a callable."""
+
+    def __init__(
+        self,
+        manager: BudgetManager,
+        agent_name: str,
+        confidence_fn: Callable[[Any], float | None] | None,
+        max_output_tokens: int | None,
+        cap_kwarg: str | None,
+        usage_fn: Callable[[Any], int | Usage | None] | None,
+        raise_overrun: bool,
+        void_errors: bool,
+        not_sent: tuple[type[BaseException], ...],
+        expires_s: float,
+    ) -> None:
+        self.manager = manager
+        self.agent_name = agent_name
+        self.confidence_fn = confidence_fn
+        self.max_output_tokens = max_output_tokens
+        self.cap_kwarg = cap_kwarg
+        self.usage_fn = usage_fn
+        self.raise_overrun = raise_overrun
+        self.not_sent = (BaseException,) if void_errors else not_sent
+        self.expires_s = expires_s
+
+    def __call__(self, function: Callable[..., Any], /) -> Callable[..., Any]:
+        name = str(getattr(function, "__name__", type(function).__name__))
+        cap_position = self._cap_position(function)
+        target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+
+        def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+            return _Call(self, name, cap_position, args, kwargs)
+
+        def begin_stream(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Call, Any]:
+            call = begin(args, kwargs)
+            return call, call.start(function)
+
+        wrapped: Callable[..., Any]
+        if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(target):
+            wrapped = _following(begin_stream)
+        elif inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(target):
+            wrapped = _afollowing(begin_stream)
+        elif inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(target):
+
+            async def wrapped(*args: Any, **kwargs: Any) -> Any:
+                call = begin(args, kwargs)
+                return await call.await_result(call.start(function))
+
+        else:
+
+            def wrapped(*args: Any, **kwargs: Any) -> Any:
+                call = begin(args, kwargs)
+                return call.finish_or_follow(call.start(function))
+
+        return functools.wraps(function)(wrapped)
+
+    def _cap_position(self, function: Callable[..., Any]) -> int | None:
+        """Return where `cap_kwarg` may come as a positional argument."""
+        if self.cap_kwarg is None:
+            return None
+        try:
+            parameters = inspect.signature(function).parameters
+        except (TypeError, ValueError):
+            return None  # a builtin: nothing is known
+        parameter = parameters.get(self.cap_kwarg)
+        if parameter is None:
+            if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+                return None
+            raise InvalidContractError(
+                f"cap_kwarg={self.cap_kwarg!r} is no argument of {function!r}; it has {list(parameters)}"
+            )
+        positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        return list(parameters).index(self.cap_kwarg) if positional else None
+
+
+class _Call:
+    """One governed call from its hold to its end. The ends are the same for plain and async callers."""
+
+    __slots__ = (
+        "_chunk_usage",
+        "_governor",
+        "_keep_until",
+        "_manager",
+        "args",
+        "cap",
+        "cap_from_history",
+        "hold",
+        "input_tokens",
+        "kwargs",
+        "model",
+        "streamed_tokens",
+    )
+
+    def __init__(
+        self,
+        governor: _Governor,
+        name: str,
+        cap_position: int | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self._governor = governor
+        manager = self._manager = governor.manager
+        model = kwargs.get("model")
+        self.model: str | None = model if isinstance(model, str) else None
+        self.args, self.kwargs = args, kwargs
+        self.streamed_tokens = 0
+        self._chunk_usage: StreamUsage | None = None
+        asked = self._asked_cap(cap_position)
+        self.cap_from_history = False
+        self.cap = self._default_cap() if asked is None else asked
+        self.input_tokens = (
+            manager.count((args, list(kwargs.values())), model=self.model) if args or kwargs else 0
+        )
+        least = self.input_tokens + (1 if governor.cap_kwarg is not None and self.cap else 0)
+        self.hold = manager.hold(
+            governor.agent_name,
+            self.input_tokens + self.cap,
+            at_least=least,
+            expires_s=governor.expires_s,
+            operation=name,
+        )
+        self.hold.expect_input(self.input_tokens)
+        self.cap = self.hold.tokens - self.input_tokens
+        self._keep_until = self.hold.expires_at - governor.expires_s / 2
+        if governor.cap_kwarg is not None:
+            self._hand_over_cap(governor.cap_kwarg, cap_position)
+
+    def _asked_cap(self, position: int | None) -> int | None:
+        governor = self._governor
+        if governor.cap_kwarg is not None:
+            cap = self.kwargs.get(governor.cap_kwarg)
+            if cap is None and position is not None and position < len(self.args):
+                cap = self.args[position]
+            if cap is not None:
+                return check_amount(governor.cap_kwarg, cap)
+        return governor.max_output_tokens
+
+    def _default_cap(self) -> int:
+        usual = self._manager.output_history(self._governor.agent_name).p90()
+        self.cap_from_history = usual is not None
+        return self._manager.default_output_tokens if usual is None else usual
+
+    def _hand_over_cap(self, cap_kwarg: str, position: int | None) -> None:
+        if position is not None and position < len(self.args):
+            self.args = (*self.args[:position], self.cap, *self.args[position + 1 :])
+        else:
+            self.kwargs = {**self.kwargs, cap_kwarg: self.cap}
+
+    # -- running -------------------------------------------------------------------------------------------
+
+    def start(self, function: Callable[..., Any]) -> Any:
+        """Call the function; an exception ends the hold."""
+        token = CURRENT_HOLD.set(self.hold)
+        try:
+            return function(*self.args, **self.kwargs)
+        except BaseException as error:
+            self.fail(error)
+            raise
+        finally:
+            CURRENT_HOLD.reset(token)
+
+    async def await_result(self, awaitable: Awaitable[Any]) -> Any:
+        """Await the result and end the hold."""
+        token = CURRENT_HOLD.set(self.hold)
+        try:
+            result = await awaitable
+        except BaseException as error:
+            self.fail(error)
+            raise
+        finally:
+            CURRENT_HOLD.reset(token)
+        return self.finish_or_follow(result)
+
+    def finish_or_follow(self, result: Any) -> Any:
+        """End the hold, or follow what is still to be consumed."""
+        if hasattr(result, "__next__"):
+            return _Stream(self, result)
+        if hasattr(result, "__anext__"):
+            return _AsyncStream(self, result)
+        if inspect.isawaitable(result):
+            return self.await_result(result)
+        self.finish(result)
+        return result
+
+    # -- ending --------------------------------------------------------------------------------------------
+
+    def add_chunk(self, chunk: Any) -> None:
+        """Count a chunk as it arrives, note the usage it may carry, and keep the hold alive."""
+        from tbc.usage import StreamUsage, text_of
+
+        if self._chunk_usage is None:
+            self._chunk_usage = StreamUsage()
+        self._chunk_usage.add(chunk)
+        text = text_of(chunk)
+        if text:
+            self.streamed_tokens += self._manager.count(text, model=self.model)
+        now = self._manager.now()
+        if now >= self._keep_until and self.hold.state == "open":
+            self.hold.extend(expires_s=self._governor.expires_s)
+            self._keep_until = now + self._governor.expires_s / 2
+
+    def finish_stream(self) -> None:
+        """Settle a stream that ran to its end."""
+        usage = None if self._chunk_usage is None else self._chunk_usage.usage
+        total = None if usage is None or usage.output_tokens is None else usage.tokens
+        self._settle(total, self.input_tokens + self.streamed_tokens, None)
+
+    def abandon(self) -> None:
+        """Book a stream that was left half-way. Never waits: finalizers come here too."""
+        if self.hold.state not in ("open", "expired"):
+            return
+        tokens = self.hold.recorded or self.input_tokens + self.streamed_tokens
+        self._manager.end_later(self.hold, tokens, estimated=True)
+
+    def fail(self, error: BaseException) -> None:
+        """End the hold of a call that raised."""
+        if self.streamed_tokens and not self.hold.recorded:
+            self.hold.expect_input(self.input_tokens + self.streamed_tokens)
+        self.hold.leave(error, self._governor.not_sent)
+
+    def finish(self, result: Any) -> None:
+        """Settle a call that returned `result`; whatever raises here carries the result."""
+        from tbc.usage import Usage, read_usage
+
+        usage: Usage | None = None
+        used: int | None = None
+        problem: BaseException | None = None
+        try:
+            if self._governor.usage_fn is not None:
+                stated = self._governor.usage_fn(result)
+                if stated is None or isinstance(stated, Usage):
+                    usage = stated
+                else:
+                    used = check_amount("usage_fn's tokens", stated)
+        except BaseException as error:
+            problem = error
+        if problem is not None or self._governor.usage_fn is None:
+            usage = read_usage(result)
+        output: int | None = None
+        if usage is not None:
+            used, output = usage.tokens, usage.output_tokens
+        counted = 0
+        if used is None:
+            counted = self._count_reply(result)
+        elif output is None:
+            output = max(0, used - self.input_tokens)
+        self._settle(used, counted, output, result=result, problem=problem)
+
+    def _count_reply(self, result: Any) -> int:
+        """Return input plus counted output; the whole hold if the reply cannot be read at all."""
+        from tbc.usage import reply_text
+
+        text = reply_text(result)
+        counted = self._manager.count(result if text is None else text, model=self.model)
+        if not counted and text is None and not isinstance(result, _PLAIN):
+            return self.hold.tokens
+        return self.input_tokens + counted
+
+    def _settle(
+        self,
+        used: int | None,
+        counted: int,
+        output: int | None,
+        *,
+        result: Any = None,
+        problem: BaseException | None = None,
+    ) -> None:
+        """Book the usage, or what was recorded, or the count as an estimate; then remember, then raise."""
+        hold, governor = self.hold, self._governor
+        if hold.state in ("open", "expired"):
+            if used is not None:
+                hold.settle(used)
+            elif hold.recorded:
+                hold.settle(hold.recorded)
+            else:
+                hold.settle(counted, estimated=True)
+        settlement = hold.settlement
+        assert settlement is not None, "the hold has ended"
+        if output is None:
+            output = max(0, settlement.tokens - self.input_tokens)
+        history = self._manager.output_history(governor.agent_name)
+        history.add(output, cut_off=self.cap_from_history and output >= self.cap > 0)
+        try:
+            if problem is not None:
+                raise problem
+            if governor.confidence_fn is not None:
+                confidence = governor.confidence_fn(result)
+                if confidence is not None:
+                    self._manager.report_confidence(
+                        governor.agent_name, check_fraction("confidence", confidence)
+                    )
+            if settlement.overrun and governor.raise_overrun and self._manager.mode == "enforce":
+                spent = settlement.tokens
+                raise OverrunError(governor.agent_name, spent, spent - settlement.overrun, settlement)
+        except BaseException as error:
+            _attach_result(error, result)
+            raise
+
+
+def _following(
+    begin: Callable[[tuple[Any, ...], dict[str, Any]], tuple[_Call, Any]],
+) -> Callable[..., Generator[Any, Any, Any]]:
+    """Return a generator function that passes chunks through, counts them, and ends the hold with them."""
+
+    def following(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        call, chunks = begin(args, kwargs)
+        step: Callable[[], Any] = chunks.__next__
+        try:
+            while True:
+                token = CURRENT_HOLD.set(call.hold)
+                try:
+                    chunk = step()
+                finally:
+                    CURRENT_HOLD.reset(token)
+                call.add_chunk(chunk)
+                try:
+                    sent = yield chunk
+                except GeneratorExit:
+                    raise
+                except BaseException as thrown:
+                    step = functools.partial(_throw, chunks, thrown)
+                else:
+                    step = chunks.__next__ if sent is None else functools.partial(chunks.send, sent)
+        except StopIteration as stop:
+            call.finish_stream()
+            return stop.value
+        except GeneratorExit:
+            call.abandon()
+            _close(chunks)
+            raise
+        except BaseException as error:
+            call.fail(error)
+            raise
+
+    return following
+
+
+def _afollowing(
+    begin: Callable[[tuple[Any, ...], dict[str, Any]], tuple[_Call, Any]],
+) -> Callable[..., AsyncGenerator[Any, Any]]:
+    """Return the same as an async generator function: only the waiting differs."""
+
+    async def following(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        call, chunks = begin(args, kwargs)
+        step: Callable[[], Awaitable[Any]] = chunks.__anext__
+        try:
+            while True:
+                token = CURRENT_HOLD.set(call.hold)
+                try:
+                    chunk = await step()
+                finally:
+                    CURRENT_HOLD.reset(token)
+                call.add_chunk(chunk)
+                try:
+                    sent = yield chunk
+                except GeneratorExit:
+                    raise
+                except BaseException as thrown:
+                    step = functools.partial(_athrow, chunks, thrown)
+                else:
+                    step = chunks.__anext__ if sent is None else functools.partial(chunks.asend, sent)
+        except StopAsyncIteration:
+            call.finish_stream()
+        except GeneratorExit:
+            call.abandon()
+            if hasattr(chunks, "aclose"):
+                await chunks.aclose()
+            raise
+        except BaseException as error:
+            call.fail(error)
+            raise
+
+    return following
+
+
+class _Stream:
+    """A provider's stream object, governed: iterates through us, everything else is its own."""
+
+    def __init__(self, call: _Call, inner: Any) -> None:
+        self._call = call
+        self._inner = inner
+        self._chunks = _following(lambda args, kwargs: (call, inner))()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._chunks)
+
+    def __enter__(self) -> Any:
+        if hasattr(self._inner, "__enter__"):
+            self._inner.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Any:
+        self.close()
+        return self._inner.__exit__(kind, error, trace) if hasattr(self._inner, "__exit__") else None
+
+    def close(self) -> None:
+        """Close the stream; what has been streamed is booked."""
+        self._call.abandon()
+        self._chunks.close()
+        _close(self._inner)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def __del__(self) -> None:
+        self._call.abandon()
+
+
+class _AsyncStream:
+    """The same for an async stream object."""
+
+    def __init__(self, call: _Call, inner: Any) -> None:
+        self._call = call
+        self._inner = inner
+        self._chunks = _afollowing(lambda args, kwargs: (call, inner))()
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await anext(self._chunks)
+
+    async def __aenter__(self) -> Any:
+        if hasattr(self._inner, "__aenter__"):
+            await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Any:
+        self._call.abandon()
+        if hasattr(self._inner, "__aexit__"):
+            return await self._inner.__aexit__(kind, error, trace)
+        return None
+
+    async def aclose(self) -> None:
+        """Close the stream; what has been streamed is booked."""
+        self._call.abandon()
+        await self._chunks.aclose()
+        for name in ("aclose", "close"):
+            if hasattr(self._inner, name):
+                closing = getattr(self._inner, name)()
+                if inspect.isawaitable(closing):
+                    await closing
+                return
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def __del__(self) -> None:
+        self._call.abandon()
+
+
+def _throw(chunks: Any, error: BaseException) -> Any:
+    if hasattr(chunks, "throw"):
+        return chunks.throw(error)
+    raise error
+
+
+async def _athrow(chunks: Any, error: BaseException) -> Any:
+    if hasattr(chunks, "athrow"):
+        return await chunks.athrow(error)
+    raise error
+
+
+def _close(chunks: Any) -> None:
+    if hasattr(chunks, "close"):
+        chunks.close()
+
+
+def _attach_result(error: BaseException, result: Any) -> None:
+    try:
+        error.result = result  # type: ignore[attr-defined]
+    except AttributeError:
+        error.add_note(f"the call had returned {result!r}")
