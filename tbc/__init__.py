@@ -106,6 +106,7 @@ _LATER = {
     "Clearing": "tbc.clearing",
     "Usage": "tbc.usage",
     "clear": "tbc.clearing",
+    "events": "tbc.events",
     "tokens": "tbc.tokens",
 }
 

@@ -256,9 +256,7 @@ class _Call:
         asked = self._asked_cap(cap_position)
         self.cap_from_history = False
         self.cap = self._default_cap() if asked is None else asked
-        self.input_tokens = (
-            manager.count((args, list(kwargs.values())), model=self.model) if args or kwargs else 0
-        )
+        self.input_tokens = self._count_input(cap_position) if args or kwargs else 0
         least = self.input_tokens + (1 if governor.cap_kwarg is not None and self.cap else 0)
         self.hold = manager.hold(
             governor.agent_name,
@@ -272,6 +270,13 @@ class _Call:
         self._keep_until = self.hold.expires_at - governor.expires_s / 2
         if governor.cap_kwarg is not None:
             self._hand_over_cap(governor.cap_kwarg, cap_position)
+
+    def _count_input(self, cap_position: int | None) -> int:
+        """Count every argument but the cap."""
+        cap_kwarg = self._governor.cap_kwarg
+        args = [arg for i, arg in enumerate(self.args) if i != cap_position]
+        values = [value for name, value in self.kwargs.items() if name != cap_kwarg]
+        return self._manager.count([args, values], model=self.model)
 
     def _asked_cap(self, position: int | None) -> int | None:
         governor = self._governor

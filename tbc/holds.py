@@ -372,26 +372,26 @@ def grant(
 
     With `at_least`, a hold that does not fit is clamped to what is available, if that is not less.
     """
-    decision: Decision | None = None
-    moves: list[Move] | None = None
-    owed = 0
     if books.gate_closed or (
         tokens > books.allocated - books.consumed - books.held and books.capped and tokens
     ):
-        decision = decide(books, tokens, mode)
-        if decision.status.refuses and mode == "enforce":
-            available = decision.available or 0
-            if at_least is None or decision.status is Status.GATE_CLOSED or available < max(1, at_least):
-                return decision
-            tokens = available
-            decision = decide(books, tokens, mode)
-        if decision.status is Status.FITS_WITH_LOANS:
-            owed = max(0, -books.remaining)
-            moves = find_cover(books, tokens - books.remaining, Kind.LOAN, owed=owed)
+        return _grant_short(desk, ledger, books, tokens, now, expires_at, mode, at_least, key, operation)
+    return _set_aside(desk, ledger, books, tokens, now, expires_at, key, operation)
+
+
+def _set_aside(
+    desk: Desk,
+    ledger: Ledger,
+    books: Books,
+    tokens: int,
+    now: float,
+    expires_at: float,
+    key: str | None,
+    operation: str | None,
+) -> Hold:
+    """Open a hold and write it down: the plain case, and the busiest path of all."""
     ledger.seq = seq = ledger.seq + 1
     hold = Hold(desk, books, seq, tokens, now, expires_at, key, operation)
-    if decision is not None:
-        hold.decision = decision
     books.held += tokens
     if not books.stale:
         books.touch()
@@ -399,8 +399,37 @@ def grant(
     ledger.journal.append(hold)
     if expires_at < ledger.due:
         ledger.due = expires_at
+    return hold
+
+
+def _grant_short(
+    desk: Desk,
+    ledger: Ledger,
+    books: Books,
+    tokens: int,
+    now: float,
+    expires_at: float,
+    mode: Mode,
+    at_least: int | None,
+    key: str | None,
+    operation: str | None,
+) -> Hold | Decision:
+    """Open a hold that needs the market, a smaller one, or none."""
+    decision = decide(books, tokens, mode)
+    if decision.status.refuses and mode == "enforce":
+        available = decision.available or 0
+        if at_least is None or decision.status is Status.GATE_CLOSED or available < max(1, at_least):
+            return decision
+        tokens = available
+        decision = decide(books, tokens, mode)
+    moves: list[Move] = []
+    owed = max(0, -books.remaining)
+    if decision.status is Status.FITS_WITH_LOANS:
+        moves = find_cover(books, tokens - books.remaining, Kind.LOAN, owed=owed)
+    hold = _set_aside(desk, ledger, books, tokens, now, expires_at, key, operation)
+    hold.decision = decision
     if moves:
-        apply(ledger, now, moves, hold_id=seq, key=key)
+        apply(ledger, now, moves, hold_id=hold.hold_id, key=key)
         _note_loans(hold, moves, owed)
     return hold
 

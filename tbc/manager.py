@@ -20,13 +20,13 @@ from tbc.errors import (
     InvalidContractError,
     OverrunError,
 )
-from tbc.events import Booked, CounterChanged, Event, GateMoved, Refused, Subscribers
 from tbc.govern import Governed, OutputHistory, govern
 from tbc.holds import Hold
 from tbc.ledger import Books, Ledger
 from tbc.reallocator import Reallocator, Rebalance, rebalance
 
 if TYPE_CHECKING:
+    from tbc.events import Event, Subscribers
     from tbc.tokens import Counter
     from tbc.usage import Usage
 
@@ -104,8 +104,7 @@ class BudgetManager:
         self._counter_is_given = counter is not None
         self._model_counters: dict[str, Counter] = {}
         self._outputs: dict[str, OutputHistory] = {}
-        self._subscribers = Subscribers()
-        self._listening = False  # whether anybody ever subscribed
+        self._subscribers: Subscribers | None = None  # none until somebody subscribes
         self._told = 0  # the last journal entry that subscribers know
         self._notices: list[Event] = []
         self.ledger = Ledger(clock=self._clock, keep=check_amount("keep", keep, least=1))
@@ -195,7 +194,7 @@ class BudgetManager:
             was_closed = books.gate_closed
             contract = tree.change_terms(self.ledger, books, terms, now)
             if books.gate_closed != was_closed:
-                self._notices.append(GateMoved(agent_name, books.gate_closed, contract.last_confidence))
+                self._notice("GateMoved", agent_name, books.gate_closed, contract.last_confidence)
         self._tell()
         return contract
 
@@ -245,7 +244,7 @@ class BudgetManager:
 
     def _note_confidence(self, books: Books, confidence: float | None) -> None:
         if tree.note_confidence(books, confidence):
-            self._notices.append(GateMoved(books.name, books.gate_closed, confidence))
+            self._notice("GateMoved", books.name, books.gate_closed, confidence)
 
     # -- holds -----------------------------------------------------------------------------------------
 
@@ -312,13 +311,13 @@ class BudgetManager:
             if content is not None:
                 ledger.remember(key, content, granted)
         if type(granted) is Hold:
-            if granted.decision is not None and granted.decision.status.refuses:
-                self._notices.append(Refused(granted.decision))
-            if self._listening:
+            if self._subscribers is not None:
+                if granted.decision is not None and granted.decision.status.refuses:
+                    self._notice("Refused", granted.decision)
                 self._tell()
             return granted
         assert isinstance(granted, Decision), "what is no hold is a refusal"
-        self._notices.append(Refused(granted))
+        self._notice("Refused", granted)
         self._tell()
         raise holds.refusal(granted)
 
@@ -346,7 +345,7 @@ class BudgetManager:
             if now >= ledger.due:
                 ledger.tend(now)
             settlement = holds.settle(ledger, hold, tokens, now, estimated)
-        if self._listening:
+        if self._subscribers is not None:
             self._tell()
         return settlement
 
@@ -366,7 +365,7 @@ class BudgetManager:
             expires_at = None if seconds is None else now + seconds
             decision = holds.extend(self.ledger, hold, tokens, now, expires_at, self._mode)
         if decision is not None:
-            self._notices.append(Refused(decision))
+            self._notice("Refused", decision)
         self._tell()
         if decision is not None:
             raise holds.refusal(decision)
@@ -564,7 +563,7 @@ class BudgetManager:
         self._counter = counter
         self._model_counters.clear()
         self._counter_is_given = True
-        self._notices.append(CounterChanged(counter.name, counter.estimated))
+        self._notice("CounterChanged", counter.name, counter.estimated)
         self._tell()
 
     def count(self, value: object, *, model: str | None = None) -> int:
@@ -590,24 +589,33 @@ class BudgetManager:
         Events are told outside of the lock, after the fact. A callback that raises is logged (logger
         ``tbc``) and breaks nothing.
         """
+        from tbc.events import Subscribers
+
         with self._lock:
-            if not self._listening:
+            if self._subscribers is None:
                 self._told = self.ledger.seq
-            remove = self._subscribers.add(callback)
-            self._listening = True
-        return remove
+                self._subscribers = Subscribers()
+            return self._subscribers.add(callback)
+
+    def _notice(self, kind: str, *values: object) -> None:
+        """Keep an event that is no journal entry for the next `_tell`."""
+        if self._subscribers is not None:
+            from tbc import events
+
+            self._notices.append(getattr(events, kind)(*values))
 
     def _tell(self) -> None:
-        if not self._listening:
-            if self._notices:
-                self._notices.clear()
+        subscribers = self._subscribers
+        if subscribers is None:
             return
+        from tbc.events import Booked
+
         with self._lock:
             since, self._told = self._told, self.ledger.seq
             notices, self._notices = self._notices, []
         events: list[Event] = [Booked(entry) for entry in self.ledger.entries(since) if entry.seq]
         for event in (*events, *notices):
-            self._subscribers.tell(event)
+            subscribers.tell(event)
 
     # -- under the lock --------------------------------------------------------------------------------
 

@@ -25,28 +25,32 @@ if TYPE_CHECKING:
 __all__ = ["Move", "Reach", "Reallocator", "Rebalance", "apply", "find_cover", "rebalance", "survey"]
 
 
-@attrs.define(slots=True, weakref_slot=False)
 class Move:
     """A transfer between books that has not happened yet."""
 
-    kind: Kind
-    donor: Books
-    recipient: Books
-    tokens: int
+    __slots__ = ("donor", "kind", "recipient", "tokens")
+
+    def __init__(self, kind: Kind, donor: Books, recipient: Books, tokens: int) -> None:
+        self.kind = kind
+        self.donor = donor
+        self.recipient = recipient
+        self.tokens = tokens
 
     def named(self) -> Transfer:
         """Return the record of it."""
         return Transfer(self.donor.name, self.recipient.name, self.tokens, self.kind)
 
 
-@attrs.define(slots=True, weakref_slot=False)
 class Reach:
     """What could be lent to an account, in tokens: now, and if every open hold were voided."""
 
-    treasury: int = 0
-    siblings: int = 0
-    ancestors: int = 0
-    when_idle: int = 0
+    __slots__ = ("ancestors", "siblings", "treasury", "when_idle")
+
+    def __init__(self) -> None:
+        self.treasury = 0
+        self.siblings = 0
+        self.ancestors = 0
+        self.when_idle = 0
 
     @property
     def total(self) -> int:

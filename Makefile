@@ -1,0 +1,52 @@
+# make demo   what it does, as a table and a picture
+# make test   everything that must hold: format, lint, types, tests, the built wheel
+# make bench  the full benchmarks (about ten minutes)
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test lint types pytest wheel bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/tbc replay --out out/replay.png
+
+test: lint types pytest wheel
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+pytest: $(VENV)/.dev
+	$(BIN)/python -m pytest -q
+
+# The wheel, as a user gets it: unpacked elsewhere, with the tests copied beside it.
+wheel: $(VENV)/.dev
+	rm -rf build/wheel && mkdir -p build/wheel/site
+	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel/log.txt 2>&1 || (cat build/wheel/log.txt; exit 1)
+	$(BIN)/pip install --quiet --no-deps --target build/wheel/site build/wheel/*.whl
+	cp -r tests benchmarks docs papers README.md CHANGELOG.md pyproject.toml build/wheel/
+	cd build/wheel && HYPOTHESIS_PROFILE=dev TBC_EXPECT_AT=$(CURDIR)/build/wheel/site PYTHONPATH=$(CURDIR)/build/wheel/site \
+		$(abspath $(BIN))/python -m pytest -q tests
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist out
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[cli,plot]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
