@@ -1,7 +1,7 @@
-"""What does `govern` add to a call that does nothing?
+"""What `govern` adds to a call that does nothing.
 
-Beside it: `@govern` of token-budget-contracts, which takes no lock, sets nothing aside and looks at the budget only
-after the call. Ours counts, holds, reads the reply's usage, settles and journals.
+Beside it: `@govern` of token-budget-contracts, which takes no lock, sets nothing aside and looks at the
+budget only after the call. Ours counts, holds, reads the reply's usage, settles and journals.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""What does one hold + settle pair cost, does it stay so, and what does an agent weigh?
+"""Cost of one hold + settle pair, at first and after a million; weight of an agent.
 
 Beside it, in the same rounds: the bare floor (a lock and a dict, test and lower, then raise again), and
-token-budget-py's ``with pool.reserve(): commit()``, which keeps no journal. Ours journals both steps; the last
-100,000 lines are kept in memory, older ones are folded, and that is part of the measured time once it begins.
+token-budget-py's ``with pool.reserve(): commit()``, which keeps no journal. Ours journals both steps; the
+last 100,000 lines are kept in memory, older ones are folded, and that is part of the time once it begins.
+An agent is weighed without its name and without the journal (whose size is bounded, whatever the number of
+agents), but with the donor index.
 
 Not measured: contention between processes (there is no shared memory store), other machines.
 """
@@ -124,7 +126,9 @@ def _threads(smoke: bool) -> list[dict[str, Any]]:
             rates.append(8 * calls / (perf_counter_ns() - begin) * 1e9)
             for thread in threads:
                 thread.join()
-        rows.append({"question": "8 threads, one agent", "who": name, "pairs/s": round(statistics.median(rates))})
+        rows.append(
+            {"question": "8 threads, one agent", "who": name, "pairs/s": round(statistics.median(rates))}
+        )
     return rows
 
 
@@ -132,7 +136,10 @@ def _memory(agents: int) -> list[dict[str, Any]]:
     names = [sys.intern(f"agent-{i}") for i in range(agents)]
     return [
         {"question": "bytes per agent", "agents": agents, "who": who, "bytes": round(_weigh(make, names))}
-        for who, make in (("token-budget-contracts", _their_agents), ("tbc, with index (<= 600)", _our_agents))
+        for who, make in (
+            ("token-budget-contracts", _their_agents),
+            ("tbc, with index (<= 600)", _our_agents),
+        )
     ]
 
 
@@ -156,8 +163,9 @@ def _their_agents(names: list[str]) -> Any:
 
 
 def _our_agents(names: list[str]) -> Any:
-    manager = tbc.BudgetManager(keep=1)  # the journal is bounded whatever the number of agents
+    manager = tbc.BudgetManager()
     for i, name in enumerate(names):
         manager.register_agent(name, priority=1 + i % 9, max_tokens=10_000 + i)
     manager.decide(names[0], 20_000)  # makes the donor index
+    manager.ledger.journal.clear()
     return manager

@@ -1,8 +1,9 @@
-"""What does it cost to cover one shortfall in a market of n agents?
+"""Cost of covering one shortfall in a market of n agents.
 
-Ours: a hold that is one token larger than what the agent has left, hence one loan, and its void; the market
-holds no other surprise, but each time a random agent has spent something, so that the index has news to learn.
-Theirs: one `Reallocator.reallocate` of token-budget-contracts, for one token. Both have 9 priorities and random use.
+Ours: a hold that is one token larger than what the agent has left, hence one loan, and its void; each time a
+random agent has held and settled something before, so that the index has news to learn; that pair is in the
+time too. Theirs: one `Reallocator.reallocate` of token-budget-contracts, for one token. Both markets have 9
+priorities and random use.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def run(*, smoke: bool, seed: int = 20260101, huge: bool = False) -> dict[str, A
 def _terms(agents: int, seed: int) -> list[tuple[str, int, int, int]]:
     draw = random.Random(seed)
     return [
-        (f"a{i}", draw.randint(1, 9), draw.randint(1_000, 100_000), draw.randint(0, 900)) for i in range(agents)
+        (f"a{i}", draw.randint(1, 9), draw.randint(1_000, 100_000), draw.randint(0, 900))
+        for i in range(agents)
     ]
 
 

@@ -13,7 +13,7 @@ __all__ = ["interleaved", "median_ratio"]
 def interleaved(
     rivals: Mapping[str, Callable[[], object]], *, calls: int, rounds: int, warmup: int = 1
 ) -> dict[str, list[float]]:
-    """Return nanoseconds per call, one figure a round, for each rival; garbage is collected between rounds."""
+    """Return nanoseconds per call for each rival, a figure a round; garbage is collected in between."""
     times: dict[str, list[float]] = {name: [] for name in rivals}
     for turn in range(-warmup, rounds):
         for name, call in rivals.items():

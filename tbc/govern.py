@@ -1,11 +1,11 @@
 """One governed call: decide, hold, CALL, read the usage, settle.
 
 ``manager.govern(agent)`` returns a decorator for functions, coroutine functions, generators and async
-generators. Whatever a function returns that is consumed later (an awaitable, an iterator, a provider's
-stream object) is settled when it has been consumed, closed, or dropped.
+generators. What a function returns to be consumed later (an awaitable, an iterator, a provider's stream
+object) is settled when it has been consumed, closed, or dropped.
 
-The hold is the tokens of the input plus an output cap: the call's own (`cap_kwarg`), else `max_output_tokens`,
-else the p90 of this agent's outputs (from 5 calls on), else the manager's `default_output_tokens`. It is
+The hold is the tokens of the input plus an output cap: the call's own (`cap_kwarg`), else
+`max_output_tokens`, else the p90 of this agent's outputs (from 5 calls on), else the manager's `default_output_tokens`. It is
 clamped to what can be had; if not even the input fits, the call is refused before it runs. Without
 `cap_kwarg` the provider is not told the cap, and the bound is soft by what the calls in flight write beyond
 it.
@@ -27,6 +27,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
@@ -87,27 +88,30 @@ class OutputHistory:
     from the history could only ever shrink.
     """
 
-    __slots__ = ("_last", "_sorted")
+    __slots__ = ("_last", "_lock", "_sorted")
 
     WINDOW = 100
     LEAST = 5
 
     def __init__(self) -> None:
+        self._lock = Lock()
         self._last: deque[int] = deque()
         self._sorted: list[int] = []
 
     def add(self, tokens: int, *, cut_off: bool = False) -> None:
         """Remember one output."""
         tokens = 2 * tokens if cut_off else tokens
-        self._last.append(tokens)
-        insort(self._sorted, tokens)
-        if len(self._last) > self.WINDOW:
-            del self._sorted[bisect_left(self._sorted, self._last.popleft())]
+        with self._lock:
+            self._last.append(tokens)
+            insort(self._sorted, tokens)
+            if len(self._last) > self.WINDOW:
+                del self._sorted[bisect_left(self._sorted, self._last.popleft())]
 
     def p90(self) -> int | None:
         """Return the p90, or ``None`` before the fifth call."""
-        count = len(self._sorted)
-        return None if count < self.LEAST else self._sorted[-(-9 * count // 10) - 1]
+        with self._lock:
+            count = len(self._sorted)
+            return None if count < self.LEAST else self._sorted[-(-9 * count // 10) - 1]
 
 
 def govern(

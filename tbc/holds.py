@@ -451,14 +451,19 @@ def _note_loans(hold: Hold, moves: list[Move], owed: int) -> None:
 def extend(
     ledger: Ledger, hold: Hold, tokens: int, now: float, expires_at: float | None, mode: Mode
 ) -> Decision | None:
-    """Set `tokens` more aside; returns the decision if it refuses. The gate does not stop a running call."""
-    if hold.state != "open":
+    """Set `tokens` more aside, and return the decision if it refuses (in audit mode it is done all the same).
+
+    The gate does not stop a running call.
+    """
+    if hold.settlement is not None:
         raise HoldEndedError(hold.hold_id, hold.state, "extended", hold.settlement)
-    books = hold.books
+    books, refused = hold.books, None
     if tokens:
         decision = decide(books, tokens, mode, gate=False)
-        if decision.status.refuses and mode == "enforce":
-            return decision
+        if decision.status.refuses:
+            refused = decision
+            if mode == "enforce":
+                return refused
         if decision.status is not Status.UNCAPPED:
             hold.decision = decision
         if decision.status is Status.FITS_WITH_LOANS:
@@ -471,7 +476,7 @@ def extend(
     if expires_at is not None:
         hold.expires_at = expires_at
         ledger.due = min(ledger.due, expires_at)
-    return None
+    return refused
 
 
 # -- ending --------------------------------------------------------------------------------------------

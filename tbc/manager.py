@@ -300,11 +300,11 @@ class BudgetManager:
             now = self._clock()
             if now >= ledger.due:
                 ledger.tend(now)
+            if content is not None and (answer := ledger.recall(key, content)) is not None:
+                return _hold_again(answer)
             books = self._accounts.get(agent_name) if type(agent_name) is str else None
-            if books is None or books.closed or content is not None:
+            if books is None or books.closed:
                 books = self._open_books(agent_name)
-                if content is not None and (answer := ledger.recall(key, content)) is not None:
-                    return _hold_again(answer)
             granted = holds.grant(
                 self, ledger, books, tokens, now, now + expires_s, self._mode, at_least, key, operation
             )
@@ -363,12 +363,12 @@ class BudgetManager:
         with self._lock:
             now = self.ledger.look()
             expires_at = None if seconds is None else now + seconds
-            decision = holds.extend(self.ledger, hold, tokens, now, expires_at, self._mode)
-        if decision is not None:
-            self._notice("Refused", decision)
+            refused = holds.extend(self.ledger, hold, tokens, now, expires_at, self._mode)
+        if refused is not None:
+            self._notice("Refused", refused)
         self._tell()
-        if decision is not None:
-            raise holds.refusal(decision)
+        if refused is not None and self._mode == "enforce":
+            raise holds.refusal(refused)
 
     def end_later(self, hold: Hold, tokens: int, *, estimated: bool) -> None:
         """Settle without ever waiting for the lock, at once or with the next operation.
@@ -420,9 +420,9 @@ class BudgetManager:
         content = ("record_usage", agent_name, tokens, note, confidence)
         with self._lock:
             now = self.ledger.look()
-            books = self._open_books(agent_name)
             settlement: Settlement | None = self.ledger.recall(key, content)
             if settlement is None:
+                books = self._open_books(agent_name)
                 settlement = holds.book_usage(self.ledger, books, tokens, now, note=note, key=key)
                 if confidence is not None:
                     self._note_confidence(books, confidence)

@@ -1,4 +1,4 @@
-"""Benchmarks run, at smoke sizes: they cannot rot, and their answers are checked. No speed is asserted here."""
+"""Benchmarks run, at smoke sizes, so that they cannot rot. No speed is asserted here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""govern() reads the real reply types of the SDKs, plain and streamed. Only the provider itself is made up."""
+"""govern() reads the real reply types of the SDKs, plain and streamed. Only the provider is made up."""
 
 from __future__ import annotations
 
@@ -156,7 +156,9 @@ def openai_chunks(usage: bool):
                 "object": "chat.completion.chunk",
                 "created": 1,
                 "model": "gpt-4o",
-                "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop" if i == 2 else None}],
+                "choices": [
+                    {"index": 0, "delta": {"content": text}, "finish_reason": "stop" if i == 2 else None}
+                ],
             }
         )
     if usage:
@@ -211,12 +213,17 @@ def gemini_chunks():
 
 
 def langchain_chunks():
-    yield AIMessageChunk(content="Hel", usage_metadata={"input_tokens": 120, "output_tokens": 0, "total_tokens": 120})
-    yield AIMessageChunk(content="lo", usage_metadata={"input_tokens": 0, "output_tokens": 30, "total_tokens": 30})
+    yield AIMessageChunk(
+        content="Hel", usage_metadata={"input_tokens": 120, "output_tokens": 0, "total_tokens": 120}
+    )
+    yield AIMessageChunk(
+        content="lo", usage_metadata={"input_tokens": 0, "output_tokens": 30, "total_tokens": 30}
+    )
 
 
 @pytest.mark.parametrize(
-    "chunks", [lambda: openai_chunks(True), anthropic_events, gemini_chunks, langchain_chunks],
+    "chunks",
+    [lambda: openai_chunks(True), anthropic_events, gemini_chunks, langchain_chunks],
     ids=["openai", "anthropic", "gemini", "langchain"],
 )
 def test_a_stream_books_the_final_cumulative_usage_once(manager, chunks):

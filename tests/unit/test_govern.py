@@ -149,7 +149,9 @@ class TestSizes:
             manager.govern("a", cap_kwarg="cap")(lambda cap: cap)(cap=cap)
         assert consumed(manager) == 0
 
-    @pytest.mark.parametrize("terms", [{"on_overrun": "hide"}, {"on_error": "ignore"}, {"max_output_tokens": -1}])
+    @pytest.mark.parametrize(
+        "terms", [{"on_overrun": "hide"}, {"on_error": "ignore"}, {"max_output_tokens": -1}]
+    )
     def test_bad_terms_are_refused(self, manager, terms):
         with pytest.raises(tbc.TBCError):
             manager.govern("a", **terms)
@@ -556,7 +558,7 @@ class TestStreams:
                 yield "word "
 
         list(stream())
-        assert not last_spending(manager).kind is tbc.Kind.LATE_SETTLE
+        assert last_spending(manager).kind is not tbc.Kind.LATE_SETTLE
         assert consumed(manager) == 20
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -61,7 +62,9 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_a_room_imports_only_from_lower_floors(path):
     room = room_of(path)
     assert room in FLOOR_OF, f"{room} has no floor: add it to FLOORS"
@@ -75,7 +78,9 @@ def test_the_floor_test_sees_a_wrong_import(tmp_path):
     assert imports_of(wrong) == {"manager", "swarm", "ledger"}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_no_room_outgrows_its_name(path):
     assert path.stem not in {"utils", "helpers", "common", "core", "base", "misc"}
     code = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -85,21 +90,23 @@ def test_no_room_outgrows_its_name(path):
 def test_all_is_sorted_complete_and_importable():
     assert sorted(tbc.__all__) == sorted(set(tbc.__all__))
     assert all(hasattr(tbc, name) for name in tbc.__all__)
-    assert {name for name in tbc.errors.__all__} <= set(tbc.__all__)
+    assert set(tbc.errors.__all__) <= set(tbc.__all__)
     assert set(tbc.__all__) <= set(dir(tbc))
 
 
+SURFACE = """
+    BudgetManager BudgetContract Ledger Reallocator ConfidenceGate Decision Hold Settlement Rebalance Clearing
+    clear current_hold TBCError BudgetExceededError UnknownAgentError NotSent Usage
+"""
+METHODS = """
+    register_agent update_agent govern hold ahold decide record_usage remaining report accounts rebalance
+    top_up close_agent reset_confidence subscribe ledger contracts reallocator
+"""
+
+
 def test_the_fixed_names_of_the_surface_exist():
-    for name in (
-        "BudgetManager BudgetContract Ledger Reallocator ConfidenceGate Decision Hold Settlement Rebalance "
-        "Clearing clear current_hold TBCError BudgetExceededError UnknownAgentError NotSent Usage"
-    ).split():
-        assert hasattr(tbc, name), name
-    for name in (
-        "register_agent update_agent govern hold ahold decide record_usage remaining report accounts rebalance "
-        "top_up close_agent reset_confidence subscribe ledger contracts reallocator"
-    ).split():
-        assert hasattr(tbc.BudgetManager(), name), name
+    assert [name for name in SURFACE.split() if not hasattr(tbc, name)] == []
+    assert [name for name in METHODS.split() if not hasattr(tbc.BudgetManager(), name)] == []
 
 
 def test_everything_public_has_a_docstring():
@@ -119,12 +126,21 @@ def test_import_pays_for_attrs_only():
         assert f"'{heavy}'" not in loaded
 
 
+def test_the_wheel_is_what_is_tested_where_it_should_be():
+    expected = os.environ.get("TBC_EXPECT_AT", str(ROOT))
+    assert PACKAGE.parent == Path(expected).resolve()
+
+
 def test_py_typed_is_shipped():
     assert (PACKAGE / "py.typed").exists()
 
 
 def documents() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "papers").glob("*.md"))]
+    return [
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "papers").glob("*.md")),
+    ]
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)

@@ -61,7 +61,9 @@ class TestGate:
     def test_no_threshold_always_allows(self):
         assert tbc.ConfidenceGate.allow_further_retrieval(tbc.BudgetContract("a"), 1.0)
 
-    @pytest.mark.parametrize(("confidence", "allowed"), [(None, True), (0.79, True), (0.8, False), (0.9, False)])
+    @pytest.mark.parametrize(
+        ("confidence", "allowed"), [(None, True), (0.79, True), (0.8, False), (0.9, False)]
+    )
     def test_the_threshold_itself_blocks(self, confidence, allowed):
         contract = tbc.BudgetContract("a", confidence_threshold=0.8)
         assert tbc.ConfidenceGate.allow_further_retrieval(contract, confidence) is allowed
@@ -128,7 +130,9 @@ class TestLedger:
         ledger.register("b", 100)
         ledger.record("a", 1, note="first")
         ledger.record("b", 2)
-        assert [(entry.agent_name, entry.tokens, entry.note) for entry in ledger.history("a")] == [("a", 1, "first")]
+        assert [(entry.agent_name, entry.tokens, entry.note) for entry in ledger.history("a")] == [
+            ("a", 1, "first")
+        ]
         assert len(ledger.history()) == 2
 
     def test_negative_records_are_refused(self):
@@ -186,7 +190,9 @@ class TestReallocator:
         assert reallocator.find_donors("needy") == ["b", "a", "c"]
 
     @given(
-        st.lists(st.tuples(st.integers(1, 4), st.integers(0, 60), st.integers(0, 60)), min_size=2, max_size=7),
+        st.lists(
+            st.tuples(st.integers(1, 4), st.integers(0, 60), st.integers(0, 60)), min_size=2, max_size=7
+        ),
         st.integers(1, 200),
     )
     def test_moves_what_theirs_moves(self, agents, shortfall):
