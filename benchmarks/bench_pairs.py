@@ -167,5 +167,5 @@ def _our_agents(names: list[str]) -> Any:
     for i, name in enumerate(names):
         manager.register_agent(name, priority=1 + i % 9, max_tokens=10_000 + i)
     manager.decide(names[0], 20_000)  # makes the donor index
-    manager.ledger.journal.clear()
+    manager.ledger.lines.clear()
     return manager

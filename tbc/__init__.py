@@ -43,9 +43,9 @@ from tbc.errors import (
     UnknownAgentError,
     VocabularyError,
 )
-from tbc.govern import with_current_hold
-from tbc.holds import Hold, current_hold
-from tbc.ledger import Entry, Ledger
+from tbc.holds import Hold, current_hold, with_current_hold
+from tbc.journal import Entry
+from tbc.ledger import Ledger
 from tbc.manager import BudgetManager
 from tbc.reallocator import Reallocator, Rebalance
 from tbc.tree import Account

@@ -18,7 +18,15 @@ import attrs
 
 from tbc.errors import InvalidAmountError, InvalidContractError
 
-__all__ = ["MAX_AMOUNT", "ROOT", "BudgetContract", "check_amount", "check_fraction", "check_name"]
+__all__ = [
+    "MAX_AMOUNT",
+    "ROOT",
+    "BudgetContract",
+    "check_amount",
+    "check_fraction",
+    "check_name",
+    "check_seconds",
+]
 
 #: The largest amount of any one value: exact in JSON, JavaScript and Lua too.
 MAX_AMOUNT = 2**53 - 1
@@ -51,6 +59,13 @@ def check_fraction(name: str, value: object) -> float:
     if isinstance(value, bool) or not hasattr(type(value), "__float__") or not 0 <= value <= 1:  # type: ignore[operator]
         raise InvalidAmountError(name, value, "between 0 and 1")
     return float(value)  # type: ignore[arg-type]
+
+
+def check_seconds(name: str, value: object) -> float:
+    """Return `value` as a finite number of seconds > 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise InvalidAmountError(name, value, "a finite number of seconds > 0")
+    return float(value)
 
 
 def check_name(value: object) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import attrs
 
 from tbc.decision import Decision
-from tbc.ledger import Entry
+from tbc.journal import Entry
 
 __all__ = ["Booked", "CounterChanged", "Event", "GateMoved", "Refused", "Subscribers"]
 

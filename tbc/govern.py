@@ -5,10 +5,10 @@ generators. What a function returns to be consumed later (an awaitable, an itera
 object) is settled when it has been consumed, closed, or dropped.
 
 The hold is the tokens of the input plus an output cap: the call's own (`cap_kwarg`), else
-`max_output_tokens`, else the p90 of this agent's outputs (from 5 calls on), else the manager's `default_output_tokens`. It is
-clamped to what can be had; if not even the input fits, the call is refused before it runs. Without
-`cap_kwarg` the provider is not told the cap, and the bound is soft by what the calls in flight write beyond
-it.
+`max_output_tokens`, else the p90 of this agent's outputs (from 5 calls on), else the manager's
+`default_output_tokens`. It is clamped to what can be had; if not even the input fits, the call is refused
+before it runs. Without `cap_kwarg` the provider is not told the cap, and the bound is soft by what the calls
+in flight write beyond it.
 """
 
 from __future__ import annotations
@@ -18,28 +18,24 @@ import inspect
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
     Awaitable,
     Callable,
     Collection,
-    Generator,
-    Iterator,
     Mapping,
 )
 from threading import Lock
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
-from tbc.contract import check_amount, check_fraction
+from tbc.contract import check_amount
 from tbc.errors import InvalidContractError, OverrunError
 from tbc.holds import CURRENT_HOLD
+from tbc.streams import AsyncStream, Stream, follow, follow_async
 
 if TYPE_CHECKING:
     from tbc.manager import BudgetManager
     from tbc.usage import StreamUsage, Usage
 
-__all__ = ["Governed", "OutputHistory", "govern", "with_current_hold"]
+__all__ = ["Governed", "OutputHistory", "govern"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,33 +48,6 @@ class Governed(Protocol):
 
     def __call__(self, function: Callable[P, R], /) -> Callable[P, R]:
         """Return `function`, governed."""
-
-
-def with_current_hold(function: Callable[P, R]) -> Callable[P, R]:
-    """Return `function`, carrying the current hold into whatever thread calls it.
-
-    Threads of a pool start with an empty context, so that `current_hold` finds nothing there:
-
-        ``executor.submit(tbc.with_current_hold(work), item)``
-
-    Raises
-    ------
-    NoCurrentHoldError
-        If there is no current hold here.
-    """
-    from tbc.holds import current_hold
-
-    hold = current_hold()
-
-    @functools.wraps(function)
-    def carried(*args: P.args, **kwargs: P.kwargs) -> R:
-        token = CURRENT_HOLD.set(hold)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            CURRENT_HOLD.reset(token)
-
-    return carried
 
 
 class OutputHistory:
@@ -188,9 +157,9 @@ class _Governor:
 
         wrapped: Callable[..., Any]
         if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(target):
-            wrapped = _following(begin_stream)
+            wrapped = follow(begin_stream)
         elif inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(target):
-            wrapped = _afollowing(begin_stream)
+            wrapped = follow_async(begin_stream)
         elif inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(target):
 
             async def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -239,6 +208,7 @@ class _Call:
         "input_tokens",
         "kwargs",
         "model",
+        "streamed",
         "streamed_tokens",
     )
 
@@ -256,6 +226,7 @@ class _Call:
         self.model: str | None = model if isinstance(model, str) else None
         self.args, self.kwargs = args, kwargs
         self.streamed_tokens = 0
+        self.streamed = False  # whether any chunk came: then there may be no result to have a confidence in
         self._chunk_usage: StreamUsage | None = None
         asked = self._asked_cap(cap_position)
         self.cap_from_history = False
@@ -331,9 +302,9 @@ class _Call:
     def finish_or_follow(self, result: Any) -> Any:
         """End the hold, or follow what is still to be consumed."""
         if hasattr(result, "__next__"):
-            return _Stream(self, result)
+            return Stream(self, result)
         if hasattr(result, "__anext__"):
-            return _AsyncStream(self, result)
+            return AsyncStream(self, result)
         if inspect.isawaitable(result):
             return self.await_result(result)
         self.finish(result)
@@ -347,6 +318,7 @@ class _Call:
 
         if self._chunk_usage is None:
             self._chunk_usage = StreamUsage()
+            self.streamed = True
         self._chunk_usage.add(chunk)
         text = text_of(chunk)
         if text:
@@ -356,11 +328,16 @@ class _Call:
             self.hold.extend(expires_s=self._governor.expires_s)
             self._keep_until = now + self._governor.expires_s / 2
 
-    def finish_stream(self) -> None:
-        """Settle a stream that ran to its end."""
+    def finish_stream(self, result: Any = None) -> None:
+        """Settle a stream that ran to its end; `result` is what a generator returned."""
         usage = None if self._chunk_usage is None else self._chunk_usage.usage
         total = None if usage is None or usage.output_tokens is None else usage.tokens
-        self._settle(total, self.input_tokens + self.streamed_tokens, None)
+        try:
+            self._settle(total, self.input_tokens + self.streamed_tokens, None, result=result)
+        except BaseException as error:
+            self._settle_whole()
+            _attach_result(error, result)
+            raise
 
     def abandon(self) -> None:
         """Book a stream that was left half-way. Never waits: finalizers come here too."""
@@ -376,7 +353,20 @@ class _Call:
         self.hold.leave(error, self._governor.not_sent)
 
     def finish(self, result: Any) -> None:
-        """Settle a call that returned `result`; whatever raises here carries the result."""
+        """Settle a call that returned `result`; whatever raises on the way carries the result."""
+        try:
+            self._read_and_settle(result)
+        except BaseException as error:
+            self._settle_whole()
+            _attach_result(error, result)
+            raise
+
+    def _settle_whole(self) -> None:
+        """Book the whole hold, if something unforeseen has kept it from being settled."""
+        if self.hold.state in ("open", "expired"):
+            self.hold.settle(self.hold.tokens, estimated=True)
+
+    def _read_and_settle(self, result: Any) -> None:
         from tbc.usage import Usage, read_usage
 
         usage: Usage | None = None
@@ -437,201 +427,15 @@ class _Call:
             output = max(0, settlement.tokens - self.input_tokens)
         history = self._manager.output_history(governor.agent_name)
         history.add(output, cut_off=self.cap_from_history and output >= self.cap > 0)
-        try:
-            if problem is not None:
-                raise problem
-            if governor.confidence_fn is not None:
-                confidence = governor.confidence_fn(result)
-                if confidence is not None:
-                    self._manager.report_confidence(
-                        governor.agent_name, check_fraction("confidence", confidence)
-                    )
-            if settlement.overrun and governor.raise_overrun and self._manager.mode == "enforce":
-                spent = settlement.tokens
-                raise OverrunError(governor.agent_name, spent, spent - settlement.overrun, settlement)
-        except BaseException as error:
-            _attach_result(error, result)
-            raise
-
-
-def _following(
-    begin: Callable[[tuple[Any, ...], dict[str, Any]], tuple[_Call, Any]],
-) -> Callable[..., Generator[Any, Any, Any]]:
-    """Return a generator function that passes chunks through, counts them, and ends the hold with them."""
-
-    def following(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        call, chunks = begin(args, kwargs)
-        step: Callable[[], Any] = chunks.__next__
-        try:
-            while True:
-                token = CURRENT_HOLD.set(call.hold)
-                try:
-                    chunk = step()
-                finally:
-                    CURRENT_HOLD.reset(token)
-                call.add_chunk(chunk)
-                try:
-                    sent = yield chunk
-                except GeneratorExit:
-                    raise
-                except BaseException as thrown:
-                    step = functools.partial(_throw, chunks, thrown)
-                else:
-                    step = chunks.__next__ if sent is None else functools.partial(chunks.send, sent)
-        except StopIteration as stop:
-            call.finish_stream()
-            return stop.value
-        except GeneratorExit:
-            call.abandon()
-            _close(chunks)
-            raise
-        except BaseException as error:
-            call.fail(error)
-            raise
-
-    return following
-
-
-def _afollowing(
-    begin: Callable[[tuple[Any, ...], dict[str, Any]], tuple[_Call, Any]],
-) -> Callable[..., AsyncGenerator[Any, Any]]:
-    """Return the same as an async generator function: only the waiting differs."""
-
-    async def following(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        call, chunks = begin(args, kwargs)
-        step: Callable[[], Awaitable[Any]] = chunks.__anext__
-        try:
-            while True:
-                token = CURRENT_HOLD.set(call.hold)
-                try:
-                    chunk = await step()
-                finally:
-                    CURRENT_HOLD.reset(token)
-                call.add_chunk(chunk)
-                try:
-                    sent = yield chunk
-                except GeneratorExit:
-                    raise
-                except BaseException as thrown:
-                    step = functools.partial(_athrow, chunks, thrown)
-                else:
-                    step = chunks.__anext__ if sent is None else functools.partial(chunks.asend, sent)
-        except StopAsyncIteration:
-            call.finish_stream()
-        except GeneratorExit:
-            call.abandon()
-            if hasattr(chunks, "aclose"):
-                await chunks.aclose()
-            raise
-        except BaseException as error:
-            call.fail(error)
-            raise
-
-    return following
-
-
-class _Stream:
-    """A provider's stream object, governed: iterates through us, everything else is its own."""
-
-    def __init__(self, call: _Call, inner: Any) -> None:
-        self._call = call
-        self._inner = inner
-        self._chunks = _following(lambda args, kwargs: (call, inner))()
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        return next(self._chunks)
-
-    def __enter__(self) -> Any:
-        if hasattr(self._inner, "__enter__"):
-            self._inner.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> Any:
-        self.close()
-        return self._inner.__exit__(kind, error, trace) if hasattr(self._inner, "__exit__") else None
-
-    def close(self) -> None:
-        """Close the stream; what has been streamed is booked."""
-        self._call.abandon()
-        self._chunks.close()
-        _close(self._inner)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._inner, name)
-
-    def __del__(self) -> None:
-        self._call.abandon()
-
-
-class _AsyncStream:
-    """The same for an async stream object."""
-
-    def __init__(self, call: _Call, inner: Any) -> None:
-        self._call = call
-        self._inner = inner
-        self._chunks = _afollowing(lambda args, kwargs: (call, inner))()
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self
-
-    async def __anext__(self) -> Any:
-        return await anext(self._chunks)
-
-    async def __aenter__(self) -> Any:
-        if hasattr(self._inner, "__aenter__"):
-            await self._inner.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> Any:
-        self._call.abandon()
-        if hasattr(self._inner, "__aexit__"):
-            return await self._inner.__aexit__(kind, error, trace)
-        return None
-
-    async def aclose(self) -> None:
-        """Close the stream; what has been streamed is booked."""
-        self._call.abandon()
-        await self._chunks.aclose()
-        for name in ("aclose", "close"):
-            if hasattr(self._inner, name):
-                closing = getattr(self._inner, name)()
-                if inspect.isawaitable(closing):
-                    await closing
-                return
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._inner, name)
-
-    def __del__(self) -> None:
-        self._call.abandon()
-
-
-def _throw(chunks: Any, error: BaseException) -> Any:
-    if hasattr(chunks, "throw"):
-        return chunks.throw(error)
-    raise error
-
-
-async def _athrow(chunks: Any, error: BaseException) -> Any:
-    if hasattr(chunks, "athrow"):
-        return await chunks.athrow(error)
-    raise error
-
-
-def _close(chunks: Any) -> None:
-    if hasattr(chunks, "close"):
-        chunks.close()
+        if problem is not None:
+            raise problem
+        if governor.confidence_fn is not None and (result is not None or not self.streamed):
+            confidence = governor.confidence_fn(result)
+            if confidence is not None:
+                self._manager.report_confidence(governor.agent_name, confidence)
+        if settlement.overrun and governor.raise_overrun and self._manager.mode == "enforce":
+            spent = settlement.tokens
+            raise OverrunError(governor.agent_name, spent, spent - settlement.overrun, settlement)
 
 
 def _attach_result(error: BaseException, result: Any) -> None:

@@ -1,45 +1,28 @@
-"""The life of a hold: decided, granted, and ended once.
+"""Holds as callers see them: set aside before a call, ended once after it.
 
-Everything that may be decided about a hold is written here, against the books and with the time as an
-argument. A hold is *open* until it is settled, voided or expired; an expired one may still be settled, late,
-once. The functions run under the ledger's lock and never wait.
+A hold only carries numbers and knows how it wants to end; what may be decided about it is in `tbc.lifecycle`.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Awaitable, Callable, Generator
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar
 
 from tbc.contract import check_amount
-from tbc.decision import Decision, Kind, Mode, Settlement, Status, Transfer
-from tbc.errors import (
-    BudgetExceededError,
-    GateClosedError,
-    HoldEndedError,
-    NoCurrentHoldError,
-    NotSent,
-)
-from tbc.ledger import Books, Ledger
-from tbc.reallocator import Move, apply, find_cover, survey
+from tbc.decision import Decision, Settlement, Transfer
+from tbc.errors import NoCurrentHoldError, NotSent
 
-__all__ = [
-    "CURRENT_HOLD",
-    "Desk",
-    "Hold",
-    "book_usage",
-    "current_hold",
-    "decide",
-    "expire_due",
-    "extend",
-    "grant",
-    "refusal",
-    "settle",
-    "void",
-]
+if TYPE_CHECKING:
+    from tbc.ledger import Books
+    from tbc.reallocator import Move
 
-_new_tuple = tuple.__new__
-_LATE, _VOID, _EXPIRE = Kind.LATE_SETTLE, Kind.VOID, Kind.EXPIRE
+__all__ = ["CURRENT_HOLD", "Desk", "Hold", "PendingHold", "current_hold", "with_current_hold"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 State = Literal["open", "settled", "voided", "expired"]
 
@@ -61,6 +44,31 @@ def current_hold() -> Hold:
     if hold is None:
         raise NoCurrentHoldError
     return hold
+
+
+def with_current_hold(function: Callable[P, R]) -> Callable[P, R]:
+    """Return `function`, carrying the current hold into whatever thread calls it.
+
+    Threads of a pool start with an empty context, so that `current_hold` finds nothing there:
+
+        ``executor.submit(tbc.with_current_hold(work), item)``
+
+    Raises
+    ------
+    NoCurrentHoldError
+        If there is no current hold here.
+    """
+    hold = current_hold()
+
+    @functools.wraps(function)
+    def carried(*args: P.args, **kwargs: P.kwargs) -> R:
+        token = CURRENT_HOLD.set(hold)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            CURRENT_HOLD.reset(token)
+
+    return carried
 
 
 class Desk(Protocol):
@@ -298,385 +306,27 @@ class Hold:
             self.settle(self.tokens, estimated=True)
 
 
-# -- deciding ------------------------------------------------------------------------------------------
+class PendingHold(Awaitable[Hold]):
+    """A hold that is asked for when it is awaited or entered with ``async with``."""
 
+    __slots__ = ("_ask", "_hold")
 
-def decide(books: Books, tokens: int, mode: Mode, *, gate: bool = True) -> Decision:
-    """Return what a hold of `tokens` would meet; moves nothing."""
-    contract = books.contract
-    confidence = None if contract is None else contract.last_confidence
-    threshold = None if contract is None else contract.confidence_threshold
-    gate_closed = gate and books.gate_closed
-    if not books.capped:
-        return Decision(
-            agent_name=books.name,
-            requested=tokens,
-            status=Status.GATE_CLOSED if gate_closed else Status.UNCAPPED,
-            remaining=None,
-            mode=mode,
-            confidence=confidence,
-            confidence_threshold=threshold,
-        )
-    remaining = books.remaining
-    reach = survey(books)
-    when_idle = max(0, books.remaining_when_idle + reach.when_idle)
-    moves: list[Move] = []
-    if gate_closed:
-        status = Status.GATE_CLOSED
-    elif tokens <= remaining or not tokens:
-        status = Status.FITS
-    elif tokens <= remaining + reach.total:
-        status = Status.FITS_WITH_LOANS
-        moves = find_cover(books, tokens - remaining, Kind.LOAN, owed=max(0, -remaining))
-    else:
-        status = Status.BUSY if tokens <= when_idle else Status.EXHAUSTED
-    return Decision(
-        agent_name=books.name,
-        requested=tokens,
-        status=status,
-        remaining=remaining,
-        treasury=reach.treasury,
-        siblings=reach.siblings,
-        ancestors=reach.ancestors,
-        available=max(0, remaining + reach.total),
-        when_idle=when_idle,
-        transfers=tuple(move.named() for move in moves),
-        mode=mode,
-        confidence=confidence,
-        confidence_threshold=threshold,
-    )
+    def __init__(self, ask: Callable[[], Hold]) -> None:
+        self._ask = ask
+        self._hold: Hold | None = None
 
+    def __await__(self) -> Generator[Any, None, Hold]:
+        return self._asked().__await__()
 
-def refusal(decision: Decision) -> BudgetExceededError:
-    """Return the error that says what the decision says."""
-    kind = GateClosedError if decision.status is Status.GATE_CLOSED else BudgetExceededError
-    return kind(decision.agent_name, decision.requested, decision.available or 0, decision)
+    async def _asked(self) -> Hold:
+        return self._ask()
 
+    async def __aenter__(self) -> Hold:
+        self._hold = self._ask()
+        return self._hold.__enter__()
 
-# -- granting ------------------------------------------------------------------------------------------
-
-
-def grant(
-    desk: Desk,
-    ledger: Ledger,
-    books: Books,
-    tokens: int,
-    now: float,
-    expires_at: float,
-    mode: Mode,
-    at_least: int | None,
-    key: str | None,
-    operation: str | None,
-) -> Hold | Decision:
-    """Set `tokens` aside, with loans if need be, or return the decision that refuses and move nothing.
-
-    With `at_least`, a hold that does not fit is clamped to what is available, if that is not less.
-    """
-    if books.gate_closed or (
-        tokens > books.allocated - books.consumed - books.held and books.capped and tokens
-    ):
-        return _grant_short(desk, ledger, books, tokens, now, expires_at, mode, at_least, key, operation)
-    return _set_aside(desk, ledger, books, tokens, now, expires_at, key, operation)
-
-
-def _set_aside(
-    desk: Desk,
-    ledger: Ledger,
-    books: Books,
-    tokens: int,
-    now: float,
-    expires_at: float,
-    key: str | None,
-    operation: str | None,
-) -> Hold:
-    """Open a hold and write it down: the plain case, and the busiest path of all."""
-    ledger.seq = seq = ledger.seq + 1
-    hold = Hold(desk, books, seq, tokens, now, expires_at, key, operation)
-    books.held += tokens
-    if not books.stale:
-        books.touch()
-    ledger.open_holds[seq] = hold
-    ledger.journal.append(hold)
-    if expires_at < ledger.due:
-        ledger.due = expires_at
-    return hold
-
-
-def _grant_short(
-    desk: Desk,
-    ledger: Ledger,
-    books: Books,
-    tokens: int,
-    now: float,
-    expires_at: float,
-    mode: Mode,
-    at_least: int | None,
-    key: str | None,
-    operation: str | None,
-) -> Hold | Decision:
-    """Open a hold that needs the market, a smaller one, or none."""
-    decision = decide(books, tokens, mode)
-    if decision.status.refuses and mode == "enforce":
-        available = decision.available or 0
-        if at_least is None or decision.status is Status.GATE_CLOSED or available < max(1, at_least):
-            return decision
-        tokens = available
-        decision = decide(books, tokens, mode)
-    moves: list[Move] = []
-    owed = max(0, -books.remaining)
-    if decision.status is Status.FITS_WITH_LOANS:
-        moves = find_cover(books, tokens - books.remaining, Kind.LOAN, owed=owed)
-    hold = _set_aside(desk, ledger, books, tokens, now, expires_at, key, operation)
-    hold.decision = decision
-    if moves:
-        apply(ledger, now, moves, hold_id=hold.hold_id, key=key)
-        _note_loans(hold, moves, owed)
-    return hold
-
-
-def _note_loans(hold: Hold, moves: list[Move], owed: int) -> None:
-    """Remember who gets the unused part back: every lender and treasury, but not what paid a debt."""
-    lenders = hold.lenders = hold.lenders or []
-    for move in moves:
-        if move.kind is Kind.HAND_DOWN:
-            continue  # only passed on what a lender gave
-        if owed:  # the first moves paid the debt; `find_cover` split them there
-            owed -= move.tokens
-            continue
-        lenders.append(Move(move.kind, move.donor, hold.books, move.tokens))
-        move.donor.lent += move.tokens
-        hold.books.borrowed += move.tokens
-
-
-def extend(
-    ledger: Ledger, hold: Hold, tokens: int, now: float, expires_at: float | None, mode: Mode
-) -> Decision | None:
-    """Set `tokens` more aside, and return the decision if it refuses (in audit mode it is done all the same).
-
-    The gate does not stop a running call.
-    """
-    if hold.settlement is not None:
-        raise HoldEndedError(hold.hold_id, hold.state, "extended", hold.settlement)
-    books, refused = hold.books, None
-    if tokens:
-        decision = decide(books, tokens, mode, gate=False)
-        if decision.status.refuses:
-            refused = decision
-            if mode == "enforce":
-                return refused
-        if decision.status is not Status.UNCAPPED:
-            hold.decision = decision
-        if decision.status is Status.FITS_WITH_LOANS:
-            owed = max(0, -books.remaining)
-            moves = find_cover(books, tokens - books.remaining, Kind.LOAN, owed=owed)
-            apply(ledger, now, moves, hold_id=hold.hold_id, key=hold.key)
-            _note_loans(hold, moves, owed)
-        hold.tokens += tokens
-        ledger.book(now, Kind.EXTEND, books, held=tokens, hold_id=hold.hold_id, key=hold.key)
-    if expires_at is not None:
-        hold.expires_at = expires_at
-        ledger.due = min(ledger.due, expires_at)
-    return refused
-
-
-# -- ending --------------------------------------------------------------------------------------------
-
-
-def settle(ledger: Ledger, hold: Hold, tokens: int, now: float, estimated: bool) -> Settlement:
-    """Book `tokens` and end the hold; see `Hold.settle`."""
-    if hold.settlement is not None:
-        return _settle_ended(ledger, hold, tokens, now, estimated)
-    books, held, hold_id = hold.books, hold.tokens, hold.hold_id
-    del ledger.open_holds[hold_id]
-    if tokens > held or hold.lenders is not None:
-        return _settle_unevenly(ledger, hold, tokens, now, estimated)
-    books.held -= held
-    books.consumed += tokens
-    if not books.stale:
-        books.touch()
-    ended = _new_tuple(
-        Settlement,
-        (
-            hold_id,
-            books.name,
-            "settled",
-            tokens,
-            held,
-            estimated,
-            (),
-            (),
-            0,
-            False,
-            False,
-            now,
-            hold.operation,
-        ),
-    )
-    ledger.seq += 1
-    journal = ledger.journal
-    journal.append(ended)
-    if len(journal) > ledger.fold_at:
-        ledger.fold()
-    hold.settlement = ended
-    return ended
-
-
-def _settle_unevenly(ledger: Ledger, hold: Hold, tokens: int, now: float, estimated: bool) -> Settlement:
-    """Settle with loans to return, or above the hold."""
-    books, held, hold_id = hold.books, hold.tokens, hold.hold_id
-    ledger.book(
-        now,
-        Kind.SETTLE,
-        books,
-        consumed=tokens,
-        held=-held,
-        hold_id=hold_id,
-        key=hold.key,
-        note=hold.operation,
-        estimated=estimated,
-    )
-    returned = _return_loans(ledger, hold, max(0, held - tokens), now)
-    covered, overrun = _cover_excess(ledger, books, tokens - held, now, hold_id)
-    hold.settlement = Settlement(
-        hold_id,
-        books.name,
-        "settled",
-        tokens,
-        held,
-        estimated,
-        returned,
-        covered,
-        overrun,
-        at=now,
-        operation=hold.operation,
-    )
-    return hold.settlement
-
-
-def _settle_ended(ledger: Ledger, hold: Hold, tokens: int, now: float, estimated: bool) -> Settlement:
-    """Book an expired hold, once: all of it is excess, as nothing is set aside any more."""
-    if hold.state == "settled":
-        return _repeated(hold, tokens, "settled")
-    if hold.state == "voided":
-        raise HoldEndedError(hold.hold_id, hold.state, "settled", hold.settlement)
-    books = hold.books
-    ledger.book(
-        now,
-        _LATE,
-        books,
-        consumed=tokens,
-        hold_id=hold.hold_id,
-        key=hold.key,
-        note=hold.operation,
-        estimated=estimated,
-    )
-    covered, overrun = _cover_excess(ledger, books, tokens, now, hold.hold_id)
-    hold.settlement = Settlement(
-        hold.hold_id,
-        books.name,
-        "settled",
-        tokens,
-        hold.tokens,
-        estimated,
-        (),
-        covered,
-        overrun,
-        True,
-        at=now,
-    )
-    return hold.settlement
-
-
-def void(ledger: Ledger, hold: Hold, now: float) -> Settlement:
-    """End the hold and free everything; see `Hold.void`."""
-    if hold.state == "voided":
-        return _repeated(hold, 0, "voided")
-    if hold.state != "open":
-        raise HoldEndedError(hold.hold_id, hold.state, "voided", hold.settlement)
-    return _free(ledger, hold, now, _VOID, "voided")
-
-
-def expire_due(ledger: Ledger, now: float) -> None:
-    """Free every open hold whose time has come, in the order of their times.
-
-    Looks at every open hold, but only when the earliest of their times may have come: with holds that live
-    for minutes, that is once in minutes.
-    """
-    open_holds = ledger.open_holds.values()
-    ended = [hold for hold in open_holds if hold.expires_at <= now]
-    for hold in sorted(ended, key=lambda hold: (hold.expires_at, hold.hold_id)):
-        _free(ledger, hold, now, _EXPIRE, "expired")
-    ledger.set_due(min((hold.expires_at for hold in open_holds), default=float("inf")))
-
-
-def _free(
-    ledger: Ledger, hold: Hold, now: float, kind: Kind, state: Literal["voided", "expired"]
-) -> Settlement:
-    del ledger.open_holds[hold.hold_id]
-    ledger.book(
-        now, kind, hold.books, held=-hold.tokens, hold_id=hold.hold_id, key=hold.key, note=hold.operation
-    )
-    returned = _return_loans(ledger, hold, hold.tokens, now)
-    hold.settlement = Settlement(
-        hold.hold_id, hold.books.name, state, 0, hold.tokens, returned=returned, at=now
-    )
-    return hold.settlement
-
-
-def _repeated(hold: Hold, tokens: int, state: str) -> Settlement:
-    """Return the first answer again if the request is the same."""
-    first = hold.settlement
-    assert first is not None, "an ended hold has a settlement"
-    if first.tokens != tokens:
-        raise HoldEndedError(hold.hold_id, hold.state, f"{state} with {tokens} tokens", first)
-    return first._replace(repeated=True)
-
-
-def _return_loans(ledger: Ledger, hold: Hold, unused: int, now: float) -> tuple[Transfer, ...]:
-    """Give `unused` tokens back to the lenders, last lender first; all loans end."""
-    returned = []
-    books = hold.books
-    for loan in reversed(hold.lenders or ()):
-        lender = loan.donor
-        part = min(unused, loan.tokens)
-        unused -= part
-        lender.lent -= loan.tokens
-        books.borrowed -= loan.tokens
-        lender.touch()
-        if not part:
-            continue
-        if lender.capped:
-            ledger.book(now, Kind.RETURN, lender, peer=books, allocated=part, hold_id=hold.hold_id)
-        else:  # the lender has closed and its treasury is without limit: out of the pool
-            ledger.book(now, Kind.CLOSE, books, allocated=-part, hold_id=hold.hold_id)
-        returned.append(Transfer(books.name, lender.name, part, Kind.RETURN))
-    return tuple(returned)
-
-
-# -- spending above what was set aside -----------------------------------------------------------------
-
-
-def book_usage(
-    ledger: Ledger, books: Books, tokens: int, now: float, *, note: str, key: str | None
-) -> Settlement:
-    """Book `tokens` that no hold announced; covered like the excess of a settle."""
-    ledger.book(now, Kind.USAGE, books, consumed=tokens, key=key, note=note)
-    entry = ledger.seq
-    covered, overrun = _cover_excess(ledger, books, tokens, now, None)
-    return Settlement(entry, books.name, "settled", tokens, 0, False, (), covered, overrun, at=now)
-
-
-def _cover_excess(
-    ledger: Ledger, books: Books, excess: int, now: float, hold_id: int | None
-) -> tuple[tuple[Transfer, ...], int]:
-    """Let the market pay what the agent's own remaining does not, as much as there is.
-
-    Returns what was given, and the overrun: the part of the excess that nothing covers.
-    """
-    if excess <= 0 or not books.capped or books.remaining >= 0:
-        return (), 0
-    covered: tuple[Transfer, ...] = ()
-    if not books.closed:
-        found = min(-books.remaining, survey(books).total)
-        covered = apply(ledger, now, find_cover(books, found, Kind.COVER), hold_id=hold_id)
-    return covered, min(excess, -books.remaining)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._hold is not None, "left before entered"
+        self._hold.__exit__(kind, error, trace)

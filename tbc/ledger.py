@@ -1,4 +1,4 @@
-"""The books in memory: accounts, open holds, the journal and the remembered keys.
+"""The books in memory: accounts and open holds, with their journal and remembered keys.
 
 An account's numbers on the token axis are ``allocated`` (granted now), ``consumed`` (spent for good) and
 ``held`` (set aside by open holds); ``remaining = allocated - consumed - held`` is derived, never stored.
@@ -25,74 +25,21 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any
-
-import attrs
 
 from tbc.clock import EPOCH, Clock, system_clock
 from tbc.contract import ROOT, BudgetContract, check_amount, check_name
-from tbc.decision import Kind, Settlement
-from tbc.errors import InvalidAmountError, KeyConflictError, ManagedLedgerError, UnknownAgentError
+from tbc.decision import Kind
+from tbc.errors import InvalidAmountError, ManagedLedgerError, UnknownAgentError
+from tbc.journal import Entry, Journal
+from tbc.keys import Answers
 
 __all__ = ["Books", "Entry", "Ledger"]
 
 # Enum members as module constants: a global is read faster than an attribute of the class.
-_ADJUST, _REGISTER, _USAGE, _OPENING = Kind.ADJUST, Kind.REGISTER, Kind.USAGE, Kind.OPENING
+_ADJUST, _REGISTER, _USAGE = Kind.ADJUST, Kind.REGISTER, Kind.USAGE
 _NEVER = float("inf")
 _SPENDING = frozenset({Kind.USAGE, Kind.SETTLE, Kind.LATE_SETTLE})
-
-
-@attrs.frozen
-class Entry:
-    """One immutable line of the journal.
-
-    Attributes
-    ----------
-    seq : int
-        Position in the journal, from 1, without gaps (0: an opening balance).
-    at : float
-        Seconds of the ledger's clock; Unix time with the default clock.
-    kind : Kind
-        What happened.
-    agent_name : str
-        Whose account.
-    peer : str or None
-        The account that `allocated` was taken from.
-    allocated, consumed, held : int
-        Changes of `agent_name`'s numbers, in tokens.
-    hold_id : int or None
-        The hold it belongs to.
-    key : str or None
-        The caller's key.
-    note : str or None
-        The caller's note or operation.
-    estimated : bool
-        Whether `consumed` is an estimate.
-    """
-
-    seq: int
-    at: float
-    kind: Kind
-    agent_name: str
-    peer: str | None
-    allocated: int
-    consumed: int
-    held: int
-    hold_id: int | None = None
-    key: str | None = None
-    note: str | None = None
-    estimated: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """Tokens spent."""
-        return self.consumed
-
-    @property
-    def timestamp(self) -> float:
-        """Seconds of the ledger's clock."""
-        return self.at
 
 
 class Books:
@@ -194,20 +141,14 @@ class Ledger:
     def __init__(self, *, clock: Clock = system_clock, keep: int = 100_000) -> None:
         self.clock = clock
         self._epoch = EPOCH if clock is system_clock else 0.0
-        self._keep = keep
-        self._opening: dict[str, list[int]] = {}
-        self._opened_at = 0.0
-        self._answers: dict[str, tuple[tuple[object, ...], Any]] = {}
         self.managed = False
         #: Run under the lock before every look at the books, with the time: a manager expires holds here.
         self.tend: Callable[[float], None] = _nothing
         self.lock = threading.Lock()
         self.seq = 0
-        self.fold_at = keep + 256  # folding a few hundred at once is faster than one by one
-        #: The last lines, oldest first; the newest is number `seq`. A line is a tuple of an `Entry`'s fields
-        #: after `seq`, or, to spare the busiest path a second object, what was handed out to the caller: a
-        #: hold that was granted, or the settlement of one that went by the book.
-        self.journal: deque[Any] = deque()
+        self.journal = Journal(keep)
+        self.lines = self.journal.lines
+        self.answers = Answers(keep)
         self.root = Books(ROOT, 0, None, capped=False)
         self.accounts: dict[str, Books] = {}
         #: Open holds by id, oldest first.
@@ -237,7 +178,8 @@ class Ledger:
 
     def adjust_allocation(self, agent_name: str, delta: int) -> None:
         """Change the allocation by `delta` tokens; it may not fall below 0."""
-        change = check_amount("delta", abs(delta)) * (1 if delta >= 0 else -1)
+        negative = type(delta) is int and delta < 0
+        change = -check_amount("-delta", -delta) if negative else check_amount("delta", delta)
         self._refuse_if_managed("adjust_allocation", "top_up, rebalance or register_agent(replace=True)")
         with self.lock:
             books = self.find(agent_name)
@@ -293,16 +235,8 @@ class Ledger:
         the sums over all entries are the books.
         """
         with self.lock:
-            first = self.seq - len(self.journal) + 1
-            skipped = max(0, since - first + 1)
-            kept = [_fields(line) for line in islice(self.journal, skipped, None)]
-            opening = list(self._opening.items()) if since < first - 1 else []
-        opened = [
-            Entry(0, self._epoch + self._opened_at, _OPENING, name, None, allocated, consumed, held)
-            for name, (allocated, consumed, held) in opening
-        ]
-        lines = enumerate(kept, first + skipped)
-        return opened + [Entry(seq, self._epoch + at, *rest) for seq, (at, *rest) in lines]
+            lines = self.journal.since(since, self.seq)
+        return [Entry(seq, self._epoch + at, *rest) for seq, at, *rest in lines]
 
     # -- for the rooms above, under the lock ---------------------------------------------------------
 
@@ -361,7 +295,7 @@ class Ledger:
             peer.allocated -= allocated
             peer.touch()
         peer_name = None if peer is None else peer.name
-        self.journal.append(
+        self.lines.append(
             (
                 now,
                 kind,
@@ -376,61 +310,8 @@ class Ledger:
                 estimated,
             )
         )
-        if len(self.journal) > self.fold_at:
-            self.fold()
-
-    def fold(self) -> None:
-        """Add the oldest entries, beyond the last `keep`, to the opening balances."""
-        journal, opening = self.journal, self._opening
-        for _ in range(len(journal) - self._keep):
-            line = journal.popleft()
-            if type(line) is Settlement:
-                name, allocated, consumed, held, peer = line[1], 0, line[3], -line[4], None
-            elif type(line) is tuple:
-                _, _, name, peer, allocated, consumed, held, *_ = line
-            else:
-                name, allocated, consumed, held, peer = line.books.name, 0, 0, line.granted, None
-            sums = opening.get(name)
-            if sums is None:
-                sums = opening[name] = [0, 0, 0]
-            sums[0] += allocated
-            sums[1] += consumed
-            sums[2] += held
-            if peer is not None:
-                opening.setdefault(peer, [0, 0, 0])[0] -= allocated
-        self._opened_at = _fields(line)[0]
-
-    # -- keys ----------------------------------------------------------------------------------------
-
-    def recall(self, key: str | None, content: tuple[object, ...]) -> Any:
-        """Return the first answer given under `key`, or ``None`` if the key is new.
-
-        Raises
-        ------
-        KeyConflictError
-            If the key was used with other content.
-        """
-        if key is None:
-            return None
-        if not isinstance(key, str) or not key:
-            raise InvalidAmountError("key", key, "a non-empty str or None")
-        first = self._answers.get(key)
-        if first is None:
-            return None
-        if first[0] != content:
-            raise KeyConflictError(key, first[0], content)
-        return first[1]
-
-    def remember(self, key: str | None, content: tuple[object, ...], answer: Any) -> None:
-        """Keep the first answer; ended ones are forgotten, oldest first, beyond `keep`."""
-        if key is None:
-            return
-        self._answers[key] = (content, answer)
-        while len(self._answers) > max(self._keep, len(self.open_holds) + 1):
-            oldest = next(iter(self._answers))
-            kept = self._answers.pop(oldest)
-            if getattr(kept[1], "hold_id", None) in self.open_holds:
-                self._answers[oldest] = kept
+        if len(self.lines) > self.journal.fold_at:
+            self.journal.fold()
 
     def look(self) -> float:
         """Return the time, after all that was due by then."""
@@ -460,38 +341,6 @@ class Ledger:
             raise ManagedLedgerError(
                 f"{method}() works on a stand-alone Ledger; these books belong to a manager: use {instead}"
             )
-
-
-def _fields(line: Any) -> tuple[Any, ...]:
-    """Return the fields of an `Entry` after `seq`."""
-    if type(line) is Settlement:
-        return (
-            line.at,
-            Kind.SETTLE,
-            line.agent_name,
-            None,
-            0,
-            line.tokens,
-            -line.held,
-            line.hold_id,
-            None,
-            line.operation,
-            line.estimated,
-        )
-    if type(line) is tuple:
-        return line
-    return (
-        line.at,
-        Kind.HOLD,
-        line.books.name,
-        None,
-        0,
-        0,
-        line.granted,
-        line.hold_id,
-        line.key,
-        line.operation,
-    )
 
 
 def _nothing(now: float) -> None:

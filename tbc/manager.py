@@ -6,22 +6,20 @@ below it. Every method is safe to call from any thread or task and never waits f
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
-from types import TracebackType
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tbc import holds, tree
+from tbc import lifecycle, tree
 from tbc.clock import Clock, system_clock
-from tbc.contract import MAX_AMOUNT, BudgetContract, check_amount, check_fraction
+from tbc.contract import MAX_AMOUNT, BudgetContract, check_amount, check_fraction, check_seconds
 from tbc.decision import Decision, Mode, Settlement
 from tbc.errors import (
     AgentClosedError,
-    InvalidAmountError,
     InvalidContractError,
     OverrunError,
 )
 from tbc.govern import Governed, OutputHistory, govern
-from tbc.holds import Hold
+from tbc.holds import Hold, PendingHold
 from tbc.ledger import Books, Ledger
 from tbc.reallocator import Reallocator, Rebalance, rebalance
 
@@ -113,7 +111,7 @@ class BudgetManager:
         self._accounts = self.ledger.accounts
         self._lock = self.ledger.lock
         tree.open_root(self.ledger, cap, self._clock())
-        self.contracts: Mapping[str, BudgetContract] = _Contracts(self.ledger)
+        self.contracts: Mapping[str, BudgetContract] = tree.ContractsView(self.ledger)
         self.reallocator = Reallocator(self.contracts, self.ledger)
 
     # -- agents ----------------------------------------------------------------------------------------
@@ -210,9 +208,9 @@ class BudgetManager:
         content = ("top_up", agent_name, tokens)
         with self._lock:
             now = self.ledger.look()
-            if self.ledger.recall(key, content) is None:
+            if self.ledger.answers.recall(key, content) is None:
                 tree.top_up(self.ledger, self.ledger.find(agent_name), tokens, now, key=key)
-                self.ledger.remember(key, content, True)
+                self._remember(key, content, True)
         self._tell()
 
     def close_agent(self, agent_name: str) -> None:
@@ -293,23 +291,23 @@ class BudgetManager:
         if type(tokens) is not int or not 0 <= tokens <= MAX_AMOUNT:
             tokens = check_amount("tokens", tokens)
         if expires_s != 600:
-            expires_s = _check_seconds("expires_s", expires_s)
+            expires_s = check_seconds("expires_s", expires_s)
         ledger = self.ledger
         content = None if key is None else ("hold", agent_name, tokens, at_least, expires_s, operation)
         with self._lock:
             now = self._clock()
             if now >= ledger.due:
                 ledger.tend(now)
-            if content is not None and (answer := ledger.recall(key, content)) is not None:
+            if content is not None and (answer := ledger.answers.recall(key, content)) is not None:
                 return _hold_again(answer)
             books = self._accounts.get(agent_name) if type(agent_name) is str else None
             if books is None or books.closed:
                 books = self._open_books(agent_name)
-            granted = holds.grant(
+            granted = lifecycle.grant(
                 self, ledger, books, tokens, now, now + expires_s, self._mode, at_least, key, operation
             )
             if content is not None:
-                ledger.remember(key, content, granted)
+                self._remember(key, content, granted)
         if type(granted) is Hold:
             if self._subscribers is not None:
                 if granted.decision is not None and granted.decision.status.refuses:
@@ -319,7 +317,7 @@ class BudgetManager:
         assert isinstance(granted, Decision), "what is no hold is a refusal"
         self._notice("Refused", granted)
         self._tell()
-        raise holds.refusal(granted)
+        raise lifecycle.refusal(granted)
 
     def ahold(
         self,
@@ -344,7 +342,7 @@ class BudgetManager:
             now = self._clock()
             if now >= ledger.due:
                 ledger.tend(now)
-            settlement = holds.settle(ledger, hold, tokens, now, estimated)
+            settlement = lifecycle.settle(ledger, hold, tokens, now, estimated)
         if self._subscribers is not None:
             self._tell()
         return settlement
@@ -352,23 +350,23 @@ class BudgetManager:
     def void_hold(self, hold: Hold) -> Settlement:
         """End a hold without spending; see `Hold.void`."""
         with self._lock:
-            settlement = holds.void(self.ledger, hold, self.ledger.look())
+            settlement = lifecycle.void(self.ledger, hold, self.ledger.look())
         self._tell()
         return settlement
 
     def extend_hold(self, hold: Hold, tokens: int = 0, expires_s: float | None = None) -> None:
         """Set more aside, or for longer; see `Hold.extend`."""
         tokens = check_amount("tokens", tokens)
-        seconds = None if expires_s is None else _check_seconds("expires_s", expires_s)
+        seconds = None if expires_s is None else check_seconds("expires_s", expires_s)
         with self._lock:
             now = self.ledger.look()
             expires_at = None if seconds is None else now + seconds
-            refused = holds.extend(self.ledger, hold, tokens, now, expires_at, self._mode)
+            refused = lifecycle.extend(self.ledger, hold, tokens, now, expires_at, self._mode)
         if refused is not None:
             self._notice("Refused", refused)
         self._tell()
         if refused is not None and self._mode == "enforce":
-            raise holds.refusal(refused)
+            raise lifecycle.refusal(refused)
 
     def end_later(self, hold: Hold, tokens: int, *, estimated: bool) -> None:
         """Settle without ever waiting for the lock, at once or with the next operation.
@@ -378,7 +376,7 @@ class BudgetManager:
 
         def end(now: float) -> None:
             if hold.state in ("open", "expired"):
-                holds.settle(self.ledger, hold, tokens, now, estimated)
+                lifecycle.settle(self.ledger, hold, tokens, now, estimated)
 
         self.ledger.defer(end)
         if self._lock.acquire(blocking=False):
@@ -392,7 +390,7 @@ class BudgetManager:
         tokens = check_amount("tokens", tokens)
         with self._lock:
             self.ledger.look()
-            return holds.decide(self._open_books(agent_name), tokens, self._mode)
+            return lifecycle.decide(self._open_books(agent_name), tokens, self._mode)
 
     # -- spending and moving ----------------------------------------------------------------------------
 
@@ -420,13 +418,13 @@ class BudgetManager:
         content = ("record_usage", agent_name, tokens, note, confidence)
         with self._lock:
             now = self.ledger.look()
-            settlement: Settlement | None = self.ledger.recall(key, content)
+            settlement: Settlement | None = self.ledger.answers.recall(key, content)
             if settlement is None:
                 books = self._open_books(agent_name)
-                settlement = holds.book_usage(self.ledger, books, tokens, now, note=note, key=key)
+                settlement = lifecycle.book_usage(self.ledger, books, tokens, now, note=note, key=key)
                 if confidence is not None:
                     self._note_confidence(books, confidence)
-                self.ledger.remember(key, content, settlement)
+                self._remember(key, content, settlement)
         self._tell()
         if settlement.overrun and self._mode == "enforce":
             raise OverrunError(agent_name, tokens, tokens - settlement.overrun, settlement)
@@ -448,12 +446,12 @@ class BudgetManager:
         content = ("rebalance", *sorted(asked.items()))
         with self._lock:
             now = self.ledger.look()
-            done: Rebalance | None = self.ledger.recall(key, content)
+            done: Rebalance | None = self.ledger.answers.recall(key, content)
             if done is None:
                 for name in asked:
                     self._open_books(name)
                 done = rebalance(self.ledger, now, asked, key=key)
-                self.ledger.remember(key, content, done)
+                self._remember(key, content, done)
         self._tell()
         return done
 
@@ -539,11 +537,11 @@ class BudgetManager:
             on_overrun=on_overrun,
             on_error=on_error,
             not_sent=not_sent,
-            expires_s=_check_seconds("expires_s", expires_s),
+            expires_s=check_seconds("expires_s", expires_s),
         )
 
     def output_history(self, agent_name: str) -> OutputHistory:
-        """Return the last outputs of an agent's governed calls; their p90 sizes its holds."""
+        """Return the last outputs of an agent's governed calls; their p90 sizes its lifecycle."""
         history = self._outputs.get(agent_name)
         if history is None:
             history = self._outputs.setdefault(agent_name, OutputHistory())
@@ -619,6 +617,9 @@ class BudgetManager:
 
     # -- under the lock --------------------------------------------------------------------------------
 
+    def _remember(self, key: str | None, content: tuple[object, ...], answer: object) -> None:
+        self.ledger.answers.remember(key, content, answer, self.ledger.open_holds)
+
     def _open_books(self, agent_name: str) -> Books:
         books = self.ledger.find(agent_name)
         if books.closed:
@@ -627,65 +628,11 @@ class BudgetManager:
 
     def _tend(self, now: float) -> None:
         self.ledger.run_deferred(now)
-        holds.expire_due(self.ledger, now)
-
-
-class PendingHold(Awaitable[Hold]):
-    """A hold that is asked for when it is awaited or entered with ``async with``."""
-
-    __slots__ = ("_ask", "_hold")
-
-    def __init__(self, ask: Callable[[], Hold]) -> None:
-        self._ask = ask
-        self._hold: Hold | None = None
-
-    def __await__(self) -> Generator[Any, None, Hold]:
-        return self._asked().__await__()
-
-    async def _asked(self) -> Hold:
-        return self._ask()
-
-    async def __aenter__(self) -> Hold:
-        self._hold = self._ask()
-        return self._hold.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._hold is not None, "left before entered"
-        self._hold.__exit__(kind, error, trace)
-
-
-class _Contracts(Mapping[str, BudgetContract]):
-    """A read-only view of the open agents' contracts, in registration order."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-
-    def __getitem__(self, agent_name: str) -> BudgetContract:
-        books = self._ledger.accounts[agent_name]
-        if books.contract is None or books.closed:
-            raise KeyError(agent_name)
-        return books.contract
-
-    def __iter__(self) -> Iterator[str]:
-        return iter([name for name, books in list(self._ledger.accounts.items()) if not books.closed])
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __repr__(self) -> str:
-        return repr(dict(self))
+        lifecycle.expire_due(self.ledger, now)
 
 
 def _hold_again(answer: Hold | Decision) -> Hold:
     """Answer a repeated request as it was answered first."""
     if isinstance(answer, Hold):
         return answer
-    raise holds.refusal(answer)
-
-
-def _check_seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise InvalidAmountError(name, value, "a finite number of seconds > 0")
-    return float(value)
+    raise lifecycle.refusal(answer)

@@ -7,6 +7,7 @@ functions run under the ledger's lock; each checks everything first and then mov
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -26,6 +27,7 @@ from tbc.ledger import Books, Ledger
 
 __all__ = [
     "Account",
+    "ContractsView",
     "account_of",
     "change_terms",
     "close",
@@ -83,6 +85,28 @@ class Account:
     last_confidence: float | None
     gate_closed: bool
     closed: bool
+
+
+class ContractsView(Mapping[str, BudgetContract]):
+    """A read-only view of the open agents' contracts, in registration order."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def __getitem__(self, agent_name: str) -> BudgetContract:
+        books = self._ledger.accounts[agent_name]
+        if books.contract is None or books.closed:
+            raise KeyError(agent_name)
+        return books.contract
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([name for name, books in list(self._ledger.accounts.items()) if not books.closed])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 def account_of(books: Books) -> Account:

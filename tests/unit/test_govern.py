@@ -406,6 +406,30 @@ class TestStreams:
         assert stop.value.value == "done"
         assert consumed(manager) == 1 + 3  # the argument 3 counts as a word
 
+    def test_the_confidence_of_a_generator_is_that_of_what_it_returns(self, manager):
+        def stream(value):
+            yield "word "
+            return value
+
+        governed = manager.govern("a", lambda result: result["sure"])(stream)
+        list(governed(None))
+        assert manager.contracts["a"].last_confidence is None
+        list(governed({"sure": 0.5}))
+        assert manager.contracts["a"].last_confidence == 0.5
+
+    def test_an_overrun_at_the_end_of_a_stream_is_raised_with_what_it_returned(self, manager):
+        manager.record_usage("a", 990)
+
+        @manager.govern("a")
+        def stream():
+            yield "word " * 50
+            return "all of it"
+
+        with pytest.raises(tbc.OverrunError) as caught:
+            list(stream())
+        assert caught.value.result == "all of it"
+        assert consumed(manager) == 1040
+
     def test_values_and_exceptions_reach_a_governed_generator(self, manager):
         @manager.govern("a")
         def echo():
