@@ -1,13 +1,15 @@
-"""How long does one clearing take, beside a plain sort of as many numbers?
+"""Time one clearing beside a plain sort of as many numbers.
 
-Measured: `tbc.clear` with the validation of its arguments and all of its outputs, in milliseconds (median) and as
-a ratio, round by round, to ``np.sort`` of n random int64 and to ``np.lexsort((-remaining, priority))``, the line
-of NumPy that would merely put the donors in order. All three take turns in the same process.
+Measured: `tbc.clear`, with the validation of its arguments and all of its outputs, in milliseconds (median)
+and as a ratio, round by round, to ``np.sort`` of n random int64 and to the line of NumPy that would merely
+put the donors in order, ``np.lexsort((-remaining, priority))``. All three take turns in one process.
 
-Not measured: the first call in a process (it also pays for fresh memory), building the arguments, books and
-agents (other benchmarks), peak memory, and amounts beyond 2**29 at n = 10**6 except in the workload ``wide``.
+Not measured: the first call in a process (it also pays for fresh memory), making the arguments, the books
+around a clearing (other benchmarks) and peak memory. At n = 10**6 only the workload ``wide`` has amounts that
+need the kernel's second way.
 
-Every answer is checked before it is timed; ``checksum`` is a hash of all its arrays, so a change of meaning shows.
+Every answer is checked before it is timed; ``checksum`` is a hash of all its arrays: if it changes, so did
+the meaning and not only the speed.
 """
 
 from __future__ import annotations
