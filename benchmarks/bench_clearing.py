@@ -80,7 +80,7 @@ def _row(n: int, levels: int, name: str, seed: int, *, smoke: bool) -> dict[str,
             "sort": lambda: np.sort(numbers),
             "lexsort": lambda: np.lexsort((-remaining, priority)),
         },
-        calls=1 if smoke else max(1, min(100, 100_000 // n)),
+        calls=1 if smoke else max(1, min(100, 200_000 // n)),
         rounds=3 if smoke or n == HUGE else 9,
     )
     return {

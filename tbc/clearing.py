@@ -56,6 +56,8 @@ _SIGN = np.int64(-(2**63))
 _NONE = np.zeros(0, np.int64)
 # why: the arrays of one block fit into the second-level cache, so that many cheap passes read memory once.
 _BLOCK = 2**14
+# why: above about one agent in 16, a pass over all of them is cheaper than a write here and there.
+_FEW = 16
 
 
 @frozen(eq=False)
@@ -129,9 +131,10 @@ class _Part(NamedTuple):
 
     agents: IntArray  # (q,) indices in the order of the transfers
     upto: IntArray  # (q,) running total of what they give or receive
-    border: int  # donors up to this priority give all they can, recipients above it get all they ask
-    some: IntArray  # (s,) agents of the one level in between, by index
+    some: IntArray  # (s,) agents of the one level that takes part in part, by index
     amounts: IntArray  # (s,) what they give or receive
+    rest: IntArray  # (r,) agents of the queue that take no part
+    border: int  # donors up to this priority give all they can, recipients above it get all they ask
 
 
 def clear(
@@ -319,19 +322,18 @@ def _pack(agents: _Agents, spare: IntArray, words: IntArray, index_bits: int, am
 
     The words are right only if no amount has more than `amount_bits`; with 0 of them they carry no amounts.
     """
-    seen = 0
+    largest = 0
     ramp = np.arange(min(_BLOCK, len(words))) << amount_bits
     for block in _blocks(len(words), _BLOCK):
         left, reserve, asked = agents.left[block], agents.reserve[block], agents.asked[block]
         supply, word = spare[block], words[block]
-        kept = left | reserve
-        kept |= asked
-        seen |= int(kept.view(np.uint64).max())
-        if seen > _LARGEST_AMOUNT:
-            for name, numbers in zip(("remaining", "min_reserve", "demand"), agents[1:4], strict=True):
-                _check_range(name, numbers, _LARGEST_AMOUNT)
+        for numbers in (left, reserve, asked):
+            largest = max(largest, int(numbers.view(np.uint64).max()))
+        if largest > _LARGEST_AMOUNT:
+            for name, column in zip(("remaining", "min_reserve", "demand"), agents[1:4], strict=True):
+                _check_range(name, column, _LARGEST_AMOUNT)
         # So is -demand, unless it is 0: added to the reserve, it leaves nothing to give.
-        np.negative(asked, out=kept)
+        kept = np.negative(asked)
         kept |= reserve
         np.maximum(left.view(np.uint64), kept.view(np.uint64), out=supply.view(np.uint64))
         supply -= kept
@@ -343,7 +345,7 @@ def _pack(agents: _Agents, spare: IntArray, words: IntArray, index_bits: int, am
             word += asked
         kept &= _SIGN
         word |= kept
-    return seen.bit_length()
+    return largest.bit_length()
 
 
 def _amounts_apart(spare: IntArray, asked: IntArray) -> IntArray:
@@ -429,9 +431,7 @@ def _drain(donors: _Queue, total: int, agents: _Agents) -> _Part:
     group = int(np.searchsorted(donors.totals, total, side="right"))
     start, before, border = donors.before(group)
     if before == total:
-        everybody = group == len(donors.levels)
-        border = _LARGEST_PRIORITY if everybody else border
-        return _Part(donors.agents[:start], donors.upto[:start], border, _NONE, _NONE)
+        return _Part(donors.agents[:start], donors.upto[:start], _NONE, _NONE, donors.agents[start:], border)
     members, supply = donors.members(group)
     order = _most_idle_first(members, agents)
     upto = np.cumsum(supply[order]) + before
@@ -442,7 +442,8 @@ def _drain(donors: _Queue, total: int, agents: _Agents) -> _Part:
     donors.upto[start:stop] = upto
     amounts = np.zeros(len(members), np.int64)
     amounts[order] = _steps(upto, before)
-    return _Part(donors.agents[:stop], donors.upto[:stop], border, members, amounts)
+    rest = donors.agents[start + len(members) :]
+    return _Part(donors.agents[:stop], donors.upto[:stop], members, amounts, rest, border)
 
 
 def _most_idle_first(members: IntArray, agents: _Agents) -> IntArray:
@@ -466,7 +467,7 @@ def _most_idle_first(members: IntArray, agents: _Agents) -> IntArray:
 def _feed(recipients: _Queue, levels: IntArray, served: IntArray, short: int | None) -> _Part:
     """Keep the back of the queue that is served. Changes the queue from the partly served group on."""
     if short is None:
-        return _Part(recipients.agents, recipients.upto, -1, _NONE, _NONE)
+        return _Part(recipients.agents, recipients.upto, _NONE, _NONE, _NONE, -1)
     border, tokens = int(levels[short]), int(served[short])
     group = int(np.searchsorted(recipients.levels, border))
     start, stop = recipients.before(group)[0], int(recipients.stops[group])
@@ -474,7 +475,8 @@ def _feed(recipients: _Queue, levels: IntArray, served: IntArray, short: int | N
     amounts = _split_fairly(asked, tokens)
     recipients.upto[start:stop] = np.cumsum(amounts)
     recipients.upto[stop:] -= recipients.totals[group] - tokens
-    return _Part(recipients.agents[start:], recipients.upto[start:], border, members, amounts)
+    rest = recipients.agents[:start]
+    return _Part(recipients.agents[start:], recipients.upto[start:], members, amounts, rest, border)
 
 
 def _split_fairly(asked: IntArray, tokens: int) -> IntArray:
@@ -537,7 +539,9 @@ def _merge(long: _Part, short: _Part, longs: IntArray, shorts: IntArray, amounts
 
 def _given(agents: _Agents, givers: _Part, spare: IntArray) -> IntArray:
     """Turn `spare`, what each agent can give, into what it gives."""
-    if givers.border < _LARGEST_PRIORITY:
+    if len(givers.rest) < len(spare) // _FEW:
+        spare[givers.rest] = 0
+    else:
         for block in _blocks(len(spare), _BLOCK):
             spare[block] *= agents.level[block] <= givers.border
     spare[givers.some] = givers.amounts
@@ -548,12 +552,14 @@ def _received(
     agents: _Agents, receivers: _Part, received: IntArray, unmet: IntArray
 ) -> tuple[IntArray, IntArray]:
     """Fill `received` and `unmet`."""
-    if receivers.border < 0:
-        received[:], unmet[:] = agents.asked, 0
-        return received, unmet
-    for block in _blocks(len(received), _BLOCK):
-        np.multiply(agents.asked[block], agents.level[block] > receivers.border, out=received[block])
-        np.subtract(agents.asked[block], received[block], out=unmet[block])
-    received[receivers.some] = receivers.amounts
-    unmet[receivers.some] -= receivers.amounts
+    asked, some = agents.asked, receivers.some
+    if len(receivers.rest) < len(asked) // _FEW:
+        rest = receivers.rest.copy()  # why: it may live in `received`
+        received[:], unmet[:] = asked, 0
+        received[rest], unmet[rest] = 0, asked[rest]
+    else:
+        for block in _blocks(len(asked), _BLOCK):
+            np.multiply(asked[block], agents.level[block] > receivers.border, out=received[block])
+            np.subtract(asked[block], received[block], out=unmet[block])
+    received[some], unmet[some] = receivers.amounts, asked[some] - receivers.amounts
     return received, unmet

@@ -148,7 +148,9 @@ def test_a_real_interrupt_in_a_governed_call_books_its_input():
 
 def test_a_killed_caller_leaves_nothing_behind_in_another_process():
     """Books in memory die with their process; nobody else is told a wrong number."""
-    done = run("import os, signal, tbc; m = tbc.BudgetManager(max_tokens=5); os.kill(os.getpid(), signal.SIGKILL)")
+    done = run(
+        "import os, signal, tbc; m = tbc.BudgetManager(max_tokens=5); os.kill(os.getpid(), signal.SIGKILL)"
+    )
     assert done.returncode == -signal.SIGKILL
     assert make_manager().report() == {"a": {"allocated": 0, "consumed": 0, "remaining": 0}}
 

@@ -225,6 +225,15 @@ def test_nor_does_it_for_large_numbers(market, block):
     assert_equal(answer, market.cleared())
 
 
+@given(markets(max_agents=20))
+def test_whether_agents_are_written_one_by_one_or_all_together_does_not_matter(market):
+    answers = []
+    for few in (1, 10**6):
+        with mock.patch.object(clearing, "_FEW", few):
+            answers.append(market.cleared())
+    assert_equal(*answers)
+
+
 FORMS: dict[str, Callable[[tuple[int, ...]], object]] = {
     "list": list,
     "int8": lambda column: np.array(column, dtype=np.int8),
