@@ -26,7 +26,7 @@ from collections.abc import (
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
-from tbc.contract import check_amount
+from tbc.contract import check_amount, check_seconds
 from tbc.errors import InvalidContractError, OverrunError
 from tbc.holds import CURRENT_HOLD
 from tbc.streams import AsyncStream, Stream, follow, follow_async
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tbc.manager import BudgetManager
     from tbc.usage import StreamUsage, Usage
 
-__all__ = ["Governed", "OutputHistory", "govern"]
+__all__ = ["Governed", "Governor", "OutputHistory"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,67 +83,42 @@ class OutputHistory:
             return None if count < self.LEAST else self._sorted[-(-9 * count // 10) - 1]
 
 
-def govern(
-    manager: BudgetManager,
-    agent_name: str,
-    confidence_fn: Callable[[Any], float | None] | None = None,
-    *,
-    max_output_tokens: int | None = None,
-    cap_kwarg: str | None = None,
-    usage_fn: Callable[[Any], int | Usage | None] | None = None,
-    on_overrun: str = "raise",
-    on_error: str = "book",
-    not_sent: tuple[type[BaseException], ...] = (),
-    expires_s: float = 600,
-) -> Governed:
-    """Return the decorator of `BudgetManager.govern`; see there."""
-    if on_overrun not in ("raise", "record"):
-        raise InvalidContractError(f"on_overrun must be 'raise' or 'record', not {on_overrun!r}")
-    if on_error not in ("book", "void"):
-        raise InvalidContractError(f"on_error must be 'book' or 'void', not {on_error!r}")
-    if max_output_tokens is not None:
-        max_output_tokens = check_amount("max_output_tokens", max_output_tokens)
-    return _Governor(
-        manager,
-        agent_name,
-        confidence_fn,
-        max_output_tokens,
-        cap_kwarg,
-        usage_fn,
-        on_overrun == "raise",
-        on_error == "void",
-        not_sent,
-        expires_s,
-    )
-
-
-class _Governor:
-    """The terms of one `govern`, and the ways to wrap a callable."""
+class Governor:
+    """The terms of one `BudgetManager.govern`, and the ways to wrap a callable."""
 
     def __init__(
         self,
         manager: BudgetManager,
         agent_name: str,
         confidence_fn: Callable[[Any], float | None] | None,
+        *,
         max_output_tokens: int | None,
         cap_kwarg: str | None,
         usage_fn: Callable[[Any], int | Usage | None] | None,
-        raise_overrun: bool,
-        void_errors: bool,
-        not_sent: tuple[type[BaseException], ...],
+        on_overrun: str,
+        on_error: str,
+        not_sent: type[BaseException] | tuple[type[BaseException], ...],
         expires_s: float,
     ) -> None:
+        if on_overrun not in ("raise", "record"):
+            raise InvalidContractError(f"on_overrun must be 'raise' or 'record', not {on_overrun!r}")
+        if on_error not in ("book", "void"):
+            raise InvalidContractError(f"on_error must be 'book' or 'void', not {on_error!r}")
+        if max_output_tokens is not None:
+            max_output_tokens = check_amount("max_output_tokens", max_output_tokens)
         self.manager = manager
         self.agent_name = agent_name
         self.confidence_fn = confidence_fn
         self.max_output_tokens = max_output_tokens
         self.cap_kwarg = cap_kwarg
         self.usage_fn = usage_fn
-        self.raise_overrun = raise_overrun
-        self.not_sent = (BaseException,) if void_errors else not_sent
-        self.expires_s = expires_s
+        self.raise_overrun = on_overrun == "raise"
+        proofs = (not_sent,) if isinstance(not_sent, type) else tuple(not_sent)
+        self.not_sent = (BaseException,) if on_error == "void" else proofs
+        self.expires_s = check_seconds("expires_s", expires_s)
 
     def __call__(self, function: Callable[..., Any], /) -> Callable[..., Any]:
+        """Return `function`, governed."""
         name = str(getattr(function, "__name__", type(function).__name__))
         cap_position = self._cap_position(function)
         target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
@@ -214,7 +189,7 @@ class _Call:
 
     def __init__(
         self,
-        governor: _Governor,
+        governor: Governor,
         name: str,
         cap_position: int | None,
         args: tuple[Any, ...],

@@ -18,7 +18,7 @@ from tbc.errors import (
     InvalidContractError,
     OverrunError,
 )
-from tbc.govern import Governed, OutputHistory, govern
+from tbc.govern import Governed, Governor, OutputHistory
 from tbc.holds import Hold, PendingHold
 from tbc.ledger import Books, Ledger
 from tbc.reallocator import Reallocator, Rebalance, rebalance
@@ -495,12 +495,12 @@ class BudgetManager:
         usage_fn: Callable[[Any], int | Usage | None] | None = None,
         on_overrun: str = "raise",
         on_error: str = "book",
-        not_sent: tuple[type[BaseException], ...] = (),
+        not_sent: type[BaseException] | tuple[type[BaseException], ...] = (),
         expires_s: float = 600,
     ) -> Governed:
         """Return a decorator that governs functions, coroutines, generators and async generators.
 
-        Each call is held before it runs and settled by its true usage after; see `tbc.govern`.
+        Each call is held before it runs and settled by its true usage after; `tbc.govern` says how.
 
         Parameters
         ----------
@@ -520,14 +520,14 @@ class BudgetManager:
             the call's `.result`.
         on_error : {"book", "void"}, default "book"
             Whether a call that raises is booked (input, or what was recorded) or costs nothing.
-        not_sent : tuple of exception types, optional
+        not_sent : exception type or tuple of them, optional
             Exceptions that prove that nothing was sent: they void the hold.
         expires_s : float, default 600
             Seconds after which the hold of a call that never ends is freed. Streams keep theirs alive.
         """
         with self._lock:
             self._open_books(agent_name)
-        return govern(
+        return Governor(
             self,
             agent_name,
             confidence_fn,
@@ -537,7 +537,7 @@ class BudgetManager:
             on_overrun=on_overrun,
             on_error=on_error,
             not_sent=not_sent,
-            expires_s=check_seconds("expires_s", expires_s),
+            expires_s=expires_s,
         )
 
     def output_history(self, agent_name: str) -> OutputHistory:

@@ -46,11 +46,8 @@ class AgentsMachine(RuleBasedStateMachine):
         self._requests: list[tuple[str, Callable[[], Any], Callable[[], Any]]] = []
 
     def make_manager(self, clock: Clock) -> BudgetManager:
-        """Return a new manager without agents, reading the time from `clock`.
-
-        Any manager-wide cap and any mode will do; the model reads both from the manager.
-        """
-        return BudgetManager(max_tokens=300, clock=clock)
+        """Return a new manager without agents."""
+        raise NotImplementedError
 
     # -- agents ----------------------------------------------------------------------------------------
 
