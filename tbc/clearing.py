@@ -370,10 +370,12 @@ def _unpack(
     last = words[-1:] >> shift
     for block in _blocks(len(words), _BLOCK):
         word, running = words[block], upto[block]
-        level = words[block.start : block.stop + 1] >> shift
-        ends = np.flatnonzero(level[1:] != level[:-1])
-        levels.append(level[ends])
-        stops.append(ends + (block.start + 1))
+        here = words[block.start : block.stop + 1]
+        if here[0] >> shift != here[-1] >> shift:
+            level = here >> shift
+            ends = np.flatnonzero(level[1:] != level[:-1])
+            levels.append(level[ends])
+            stops.append(ends + (block.start + 1))
         if amounts is None:
             np.bitwise_and(word, (1 << amount_bits) - 1, out=running)
         word >>= amount_bits
@@ -511,9 +513,10 @@ def _merge(long: _Part, short: _Part, longs: IntArray, shorts: IntArray, amounts
     of both queues together cut the transfers: the t-th cut ends the transfer of the i-th agent of the long
     and the j-th of the short queue, where i + j = t are the numbers of cuts of either queue before it.
     """
-    blocks = list(_blocks(len(long.upto), _BLOCK // 2))
+    block_size = _BLOCK * len(long.upto) // (len(long.upto) + len(short.upto))
+    blocks = list(_blocks(len(long.upto), block_size))
     stops = np.searchsorted(short.upto, long.upto[[block.stop - 1 for block in blocks]])
-    ramp = np.arange(_BLOCK + int(_steps(stops, 0).max()))
+    ramp = np.arange(2 * block_size + int(_steps(stops, 0).max()))
     m = start = reached = 0
     for block, stop in zip(blocks, stops.tolist(), strict=True):
         cuts = np.concatenate((long.upto[block], short.upto[start:stop]))
@@ -521,8 +524,9 @@ def _merge(long: _Part, short: _Part, longs: IntArray, shorts: IntArray, amounts
         order = cuts.argsort(kind="stable")
         cuts = cuts.take(order)
         # A cut of the long queue stands at place i of `order`, one of the short queue at place width + j.
-        i = np.minimum(order, ramp[width : width + size] - order)
-        j = ramp[:size] - i
+        i = ramp[width : width + size] - order
+        np.minimum(i, order, out=i)
+        j = np.subtract(ramp[:size], i, out=order)
         moved = amounts[m : m + size]
         moved[0] = cuts[0] - reached
         np.subtract(cuts[1:], cuts[:-1], out=moved[1:])

@@ -48,7 +48,10 @@ def check_amount(name: str, value: object, *, least: int = 0) -> int:
     if type(value) is not int:
         if isinstance(value, bool) or not hasattr(type(value), "__index__"):
             raise InvalidAmountError(name, value, f">= {least} and an int")
-        value = operator.index(value)  # type: ignore[arg-type]
+        try:
+            value = operator.index(value)  # type: ignore[arg-type]
+        except TypeError:
+            raise InvalidAmountError(name, value, f">= {least} and an int") from None
     if not least <= value <= MAX_AMOUNT:
         raise InvalidAmountError(name, value, f">= {least} and at most {MAX_AMOUNT}")
     return value
@@ -56,15 +59,19 @@ def check_amount(name: str, value: object, *, least: int = 0) -> int:
 
 def check_fraction(name: str, value: object) -> float:
     """Return `value` as a ``float`` from 0 to 1; NaN, ``bool`` and everything else is refused."""
-    if isinstance(value, bool) or not hasattr(type(value), "__float__") or not 0 <= value <= 1:  # type: ignore[operator]
+    try:
+        fits = not isinstance(value, (bool, str)) and bool(0 <= value <= 1)  # type: ignore[operator]
+    except (TypeError, ValueError, ArithmeticError):
+        fits = False
+    if not fits:
         raise InvalidAmountError(name, value, "between 0 and 1")
     return float(value)  # type: ignore[arg-type]
 
 
 def check_seconds(name: str, value: object) -> float:
-    """Return `value` as a finite number of seconds > 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise InvalidAmountError(name, value, "a finite number of seconds > 0")
+    """Return `value` as a number of seconds > 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e12:
+        raise InvalidAmountError(name, value, "a number of seconds > 0 and below 10**12")
     return float(value)
 
 

@@ -77,10 +77,10 @@ class OutputHistory:
                 del self._sorted[bisect_left(self._sorted, self._last.popleft())]
 
     def p90(self) -> int | None:
-        """Return the p90, or ``None`` before the fifth call."""
+        """Return the p90, at least 1, or ``None`` before the fifth call."""
         with self._lock:
             count = len(self._sorted)
-            return None if count < self.LEAST else self._sorted[-(-9 * count // 10) - 1]
+            return None if count < self.LEAST else max(1, self._sorted[-(-9 * count // 10) - 1])
 
 
 class Governor:

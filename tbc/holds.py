@@ -80,7 +80,7 @@ class Desk(Protocol):
     def void_hold(self, hold: Hold) -> Settlement:
         """End the hold without spending."""
 
-    def extend_hold(self, hold: Hold, tokens: int, expires_s: float | None) -> None:
+    def extend_hold(self, hold: Hold, tokens: int, expires_s: float | None, key: str | None) -> None:
         """Set more aside, or for longer."""
 
     def remaining(self, agent_name: str) -> int | None:
@@ -90,12 +90,12 @@ class Desk(Protocol):
 class _Notes:
     """What only some holds need to remember."""
 
-    __slots__ = ("input_tokens", "recorded", "token")
+    __slots__ = ("input_tokens", "recorded", "tokens")
 
     def __init__(self) -> None:
         self.input_tokens: int | None = None
         self.recorded = 0
-        self.token: Token[Hold | None] | None = None
+        self.tokens: list[Token[Hold | None]] = []  # of the contexts that entered it
 
 
 class Hold:
@@ -241,8 +241,10 @@ class Hold:
         """End the hold without spending: nothing was sent."""
         return self._desk.void_hold(self)
 
-    def extend(self, tokens: int = 0, *, expires_s: float | None = None) -> None:
+    def extend(self, tokens: int = 0, *, expires_s: float | None = None, key: str | None = None) -> None:
         """Set `tokens` more aside, or let the hold live `expires_s` seconds from now.
+
+        Under a `key` it is safe to repeat.
 
         Raises
         ------
@@ -251,7 +253,7 @@ class Hold:
         HoldEndedError
             If it has ended.
         """
-        self._desk.extend_hold(self, tokens, expires_s)
+        self._desk.extend_hold(self, tokens, expires_s, key)
 
     # -- the same for callers that await; nothing here waits --------------------------------------------
 
@@ -263,24 +265,36 @@ class Hold:
         """Await `void`."""
         return self.void()
 
-    async def aextend(self, tokens: int = 0, *, expires_s: float | None = None) -> None:
+    async def aextend(
+        self, tokens: int = 0, *, expires_s: float | None = None, key: str | None = None
+    ) -> None:
         """Await `extend`."""
-        self.extend(tokens, expires_s=expires_s)
+        self.extend(tokens, expires_s=expires_s, key=key)
 
     # -- leaving without a settle ------------------------------------------------------------------------
 
     def __enter__(self) -> Hold:
-        self._noted().token = CURRENT_HOLD.set(self)
+        self._noted().tokens.append(CURRENT_HOLD.set(self))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        notes = self._noted()
-        token, notes.token = notes.token, None
-        if token is not None:
-            CURRENT_HOLD.reset(token)
-        self.leave(error)
+        try:
+            self.leave(error)
+        finally:
+            self._forget_entry()
+
+    def _forget_entry(self) -> None:
+        """Give the context back the hold it had before; a token of another context stays where it is."""
+        tokens = self._noted().tokens
+        for token in reversed(tokens):
+            try:
+                CURRENT_HOLD.reset(token)
+            except ValueError:  # entered in another context, which ends by itself
+                continue
+            tokens.remove(token)
+            return
 
     async def __aenter__(self) -> Hold:
         return self.__enter__()

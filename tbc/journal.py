@@ -102,8 +102,9 @@ class Journal:
     def fold(self) -> None:
         """Add the oldest lines, beyond the last `keep`, to the opening balances."""
         lines, opening = self.lines, self._opening
+        forget = lines.popleft
         for _ in range(len(lines) - self._keep):
-            line = lines.popleft()
+            line = lines[0]
             if type(line) is Settlement:
                 name, allocated, consumed, held, peer = line[1], 0, line[3], -line[4], None
             elif type(line) is tuple:
@@ -113,12 +114,15 @@ class Journal:
             sums = opening.get(name)
             if sums is None:
                 sums = opening[name] = [0, 0, 0]
+            giver = None if peer is None else opening.setdefault(peer, [0, 0, 0])
+            self._opened_at = line[0] if type(line) is tuple else line.at
+            # No call from here on but the last: see `Ledger.book`.
             sums[0] += allocated
             sums[1] += consumed
             sums[2] += held
-            if peer is not None:
-                opening.setdefault(peer, [0, 0, 0])[0] -= allocated
-        self._opened_at = _fields(line)[0]
+            if giver is not None:
+                giver[0] -= allocated
+            forget()
 
 
 def _fields(line: Any) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ Every change is one journal entry whose deltas sum to the books:
     ``entry.allocated``, ``entry.consumed`` and ``entry.held`` are added to ``entry.agent_name``;
     ``entry.allocated`` is taken from ``entry.peer``, if there is one.
 
-This room books and remembers; it decides nothing. Decisions are made in `tbc.holds` and `tbc.tree`.
+This room books and remembers; it decides nothing. Decisions are made in `tbc.lifecycle` and `tbc.tree`.
 
 Examples
 --------
@@ -38,7 +38,6 @@ __all__ = ["Books", "Entry", "Ledger"]
 
 # Enum members as module constants: a global is read faster than an attribute of the class.
 _ADJUST, _REGISTER, _USAGE = Kind.ADJUST, Kind.REGISTER, Kind.USAGE
-_NEVER = float("inf")
 _SPENDING = frozenset({Kind.USAGE, Kind.SETTLE, Kind.LATE_SETTLE})
 
 
@@ -153,9 +152,13 @@ class Ledger:
         self.accounts: dict[str, Books] = {}
         #: Open holds by id, oldest first.
         self.open_holds: dict[int, Any] = {}
-        #: No operation has to `tend` before this time.
-        self.due = _NEVER
-        self._deferred: deque[Callable[[float], None]] = deque()
+        #: No operation has to `tend` before this time, unless there is deferred work.
+        self.due = float("inf")
+        #: Ends of the holds that were open at the last sorting, as a heap; no end of a later one is before
+        #: `unsorted_due`.
+        self.deadlines: list[tuple[float, int]] = []
+        self.unsorted_due = float("inf")
+        self.deferred: deque[Callable[[float], None]] = deque()
 
     # -- stand-alone use -----------------------------------------------------------------------------
 
@@ -286,55 +289,52 @@ class Ledger:
         estimated: bool = False,
     ) -> None:
         """Change the books and write the entry that says so: the one way in."""
+        # Every call comes before the first change, and the line last: an exception out of a signal handler
+        # can only come in between calls, so that the books and their journal never disagree.
+        books.touch()
+        peer_name = None
+        if peer is not None:
+            peer.touch()
+            peer_name = peer.name
+        line = (
+            now,
+            kind,
+            books.name,
+            peer_name,
+            allocated,
+            consumed,
+            held,
+            hold_id,
+            key,
+            note,
+            estimated,
+        )
+        write = self.lines.append
         self.seq += 1
         books.allocated += allocated
         books.consumed += consumed
         books.held += held
-        books.touch()
         if peer is not None:
             peer.allocated -= allocated
-            peer.touch()
-        peer_name = None if peer is None else peer.name
-        self.lines.append(
-            (
-                now,
-                kind,
-                books.name,
-                peer_name,
-                allocated,
-                consumed,
-                held,
-                hold_id,
-                key,
-                note,
-                estimated,
-            )
-        )
+        write(line)
         if len(self.lines) > self.journal.fold_at:
             self.journal.fold()
 
     def look(self) -> float:
         """Return the time, after all that was due by then."""
         now = self.clock()
-        if now >= self.due:
+        if now >= self.due or self.deferred:
             self.tend(now)
         return now
 
     def defer(self, work: Callable[[float], None]) -> None:
         """Leave work to the next operation; safe without the lock, also from finalizers."""
-        self._deferred.append(work)
-        self.due = -_NEVER
+        self.deferred.append(work)
 
     def run_deferred(self, now: float) -> None:
         """Do what was left to this operation."""
-        while self._deferred:
-            self._deferred.popleft()(now)
-
-    def set_due(self, due: float) -> None:
-        """Say when to tend next."""
-        self.due = due
-        if self._deferred:  # left by a finalizer in the meantime
-            self.due = -_NEVER
+        while self.deferred:
+            self.deferred.popleft()(now)
 
     def _refuse_if_managed(self, method: str, instead: str) -> None:
         if self.managed:

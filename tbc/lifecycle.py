@@ -7,8 +7,10 @@ once. The functions run under the ledger's lock and never wait.
 
 from __future__ import annotations
 
+from heapq import heapify, heappop, heappush
 from typing import Literal
 
+from tbc.contract import check_amount
 from tbc.decision import Decision, Kind, Mode, Settlement, Status, Transfer
 from tbc.errors import BudgetExceededError, GateClosedError, HoldEndedError
 from tbc.holds import Desk, Hold
@@ -112,15 +114,18 @@ def _set_aside(
     operation: str | None,
 ) -> Hold:
     """Open a hold and write it down: the plain case, and the busiest path of all."""
-    ledger.seq = seq = ledger.seq + 1
+    seq = ledger.seq + 1
     hold = Hold(desk, books, seq, tokens, now, expires_at, key, operation)
-    books.held += tokens
     if not books.stale:
         books.touch()
+    write = ledger.lines.append
+    if expires_at < ledger.unsorted_due:
+        ledger.unsorted_due = expires_at
+        ledger.due = min(ledger.due, expires_at)
+    ledger.seq = seq  # no call from here on but the last: see `Ledger.book`
+    books.held += tokens
     ledger.open_holds[seq] = hold
-    ledger.lines.append(hold)
-    if expires_at < ledger.due:
-        ledger.due = expires_at
+    write(hold)
     return hold
 
 
@@ -180,6 +185,7 @@ def extend(
     if hold.settlement is not None:
         raise HoldEndedError(hold.hold_id, hold.state, "extended", hold.settlement)
     books, refused = hold.books, None
+    check_amount("tokens held in all", hold.tokens + tokens)
     if tokens:
         decision = decide(books, tokens, mode, gate=False)
         if decision.status.refuses:
@@ -197,6 +203,7 @@ def extend(
         ledger.book(now, Kind.EXTEND, books, held=tokens, hold_id=hold.hold_id, key=hold.key)
     if expires_at is not None:
         hold.expires_at = expires_at
+        ledger.unsorted_due = min(ledger.unsorted_due, expires_at)
         ledger.due = min(ledger.due, expires_at)
     return refused
 
@@ -209,11 +216,9 @@ def settle(ledger: Ledger, hold: Hold, tokens: int, now: float, estimated: bool)
     if hold.settlement is not None:
         return _settle_ended(ledger, hold, tokens, now, estimated)
     books, held, hold_id = hold.books, hold.tokens, hold.hold_id
-    del ledger.open_holds[hold_id]
     if tokens > held or hold.lenders is not None:
+        del ledger.open_holds[hold_id]
         return _settle_unevenly(ledger, hold, tokens, now, estimated)
-    books.held -= held
-    books.consumed += tokens
     if not books.stale:
         books.touch()
     ended = _new_tuple(
@@ -234,12 +239,16 @@ def settle(ledger: Ledger, hold: Hold, tokens: int, now: float, estimated: bool)
             hold.operation,
         ),
     )
-    ledger.seq += 1
     lines = ledger.lines
-    lines.append(ended)
+    write = lines.append
+    del ledger.open_holds[hold_id]  # no call from here on but the last: see `Ledger.book`
+    books.held -= held
+    books.consumed += tokens
+    ledger.seq += 1
+    hold.settlement = ended
+    write(ended)
     if len(lines) > ledger.journal.fold_at:
         ledger.journal.fold()
-    hold.settlement = ended
     return ended
 
 
@@ -305,6 +314,7 @@ def _settle_ended(ledger: Ledger, hold: Hold, tokens: int, now: float, estimated
         overrun,
         True,
         at=now,
+        operation=hold.operation,
     )
     return hold.settlement
 
@@ -321,14 +331,25 @@ def void(ledger: Ledger, hold: Hold, now: float) -> Settlement:
 def expire_due(ledger: Ledger, now: float) -> None:
     """Free every open hold whose time has come, in the order of their times.
 
-    Looks at every open hold, but only when the earliest of their times may have come: with holds that live
-    for minutes, that is once in minutes.
+    The ends are sorted only when the first of those not sorted yet may have come (with holds that live for
+    minutes: once in minutes), so that a hold that ends in time never pays for it. O(log n) for each that
+    expires.
     """
-    open_holds = ledger.open_holds.values()
-    ended = [hold for hold in open_holds if hold.expires_at <= now]
-    for hold in sorted(ended, key=lambda hold: (hold.expires_at, hold.hold_id)):
-        _free(ledger, hold, now, _EXPIRE, "expired")
-    ledger.set_due(min((hold.expires_at for hold in open_holds), default=float("inf")))
+    if now >= ledger.unsorted_due:
+        ledger.deadlines = [(hold.expires_at, hold_id) for hold_id, hold in ledger.open_holds.items()]
+        heapify(ledger.deadlines)
+        ledger.unsorted_due = float("inf")
+    deadlines = ledger.deadlines
+    while deadlines and deadlines[0][0] <= now:
+        _, hold_id = heappop(deadlines)
+        hold = ledger.open_holds.get(hold_id)
+        if hold is None:
+            continue
+        if hold.expires_at <= now:
+            _free(ledger, hold, now, _EXPIRE, "expired")
+        else:  # extended since
+            heappush(deadlines, (hold.expires_at, hold_id))
+    ledger.due = min(deadlines[0][0] if deadlines else float("inf"), ledger.unsorted_due)
 
 
 def _free(
@@ -340,7 +361,14 @@ def _free(
     )
     returned = _return_loans(ledger, hold, hold.tokens, now)
     hold.settlement = Settlement(
-        hold.hold_id, hold.books.name, state, 0, hold.tokens, returned=returned, at=now
+        hold.hold_id,
+        hold.books.name,
+        state,
+        0,
+        hold.tokens,
+        returned=returned,
+        at=now,
+        operation=hold.operation,
     )
     return hold.settlement
 

@@ -6,6 +6,7 @@ below it. Every method is safe to call from any thread or task and never waits f
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,7 @@ from tbc.contract import MAX_AMOUNT, BudgetContract, check_amount, check_fractio
 from tbc.decision import Decision, Mode, Settlement
 from tbc.errors import (
     AgentClosedError,
+    CarveOutError,
     InvalidContractError,
     OverrunError,
 )
@@ -104,7 +106,7 @@ class BudgetManager:
         self._outputs: dict[str, OutputHistory] = {}
         self._subscribers: Subscribers | None = None  # none until somebody subscribes
         self._told = 0  # the last journal entry that subscribers know
-        self._notices: list[Event] = []
+        self._notices: deque[Event] = deque()  # what is no journal entry, waiting to be told
         self.ledger = Ledger(clock=self._clock, keep=check_amount("keep", keep, least=1))
         self.ledger.managed = True
         self.ledger.tend = self._tend
@@ -208,10 +210,13 @@ class BudgetManager:
         content = ("top_up", agent_name, tokens)
         with self._lock:
             now = self.ledger.look()
-            if self.ledger.answers.recall(key, content) is None:
-                tree.top_up(self.ledger, self.ledger.find(agent_name), tokens, now, key=key)
-                self._remember(key, content, True)
+            refused = self.ledger.answers.recall(key, content)
+            if refused is None:
+                refused = tree.top_up(self.ledger, self.ledger.find(agent_name), tokens, now, key=key)
+                self._remember(key, content, refused or "done")
         self._tell()
+        if isinstance(refused, CarveOutError):
+            raise CarveOutError(*refused.args)
 
     def close_agent(self, agent_name: str) -> None:
         """Close an account; what it did not spend returns to its parent (at the top: out of the pool).
@@ -237,7 +242,7 @@ class BudgetManager:
     def _set_confidence(self, agent_name: str, confidence: float | None) -> None:
         with self._lock:
             self.ledger.look()
-            self._note_confidence(self.ledger.find(agent_name), confidence)
+            self._note_confidence(self._open_books(agent_name), confidence)
         self._tell()
 
     def _note_confidence(self, books: Books, confidence: float | None) -> None:
@@ -263,7 +268,7 @@ class BudgetManager:
         agent_name : str
             Whose budget.
         tokens : int
-            The most that the call is expected to use. 0 is always granted.
+            The most that the call is expected to use. 0 needs no budget.
         expires_s : float, default 600
             Seconds after which the hold ends by itself, if nothing else ends it.
         key : str, optional
@@ -292,11 +297,13 @@ class BudgetManager:
             tokens = check_amount("tokens", tokens)
         if expires_s != 600:
             expires_s = check_seconds("expires_s", expires_s)
+        if at_least is not None:
+            at_least = check_amount("at_least", at_least)
         ledger = self.ledger
         content = None if key is None else ("hold", agent_name, tokens, at_least, expires_s, operation)
         with self._lock:
             now = self._clock()
-            if now >= ledger.due:
+            if now >= ledger.due or ledger.deferred:
                 ledger.tend(now)
             if content is not None and (answer := ledger.answers.recall(key, content)) is not None:
                 return _hold_again(answer)
@@ -340,7 +347,7 @@ class BudgetManager:
         ledger = self.ledger
         with self._lock:
             now = self._clock()
-            if now >= ledger.due:
+            if now >= ledger.due or ledger.deferred:
                 ledger.tend(now)
             settlement = lifecycle.settle(ledger, hold, tokens, now, estimated)
         if self._subscribers is not None:
@@ -354,18 +361,24 @@ class BudgetManager:
         self._tell()
         return settlement
 
-    def extend_hold(self, hold: Hold, tokens: int = 0, expires_s: float | None = None) -> None:
+    def extend_hold(
+        self, hold: Hold, tokens: int = 0, expires_s: float | None = None, key: str | None = None
+    ) -> None:
         """Set more aside, or for longer; see `Hold.extend`."""
         tokens = check_amount("tokens", tokens)
         seconds = None if expires_s is None else check_seconds("expires_s", expires_s)
+        content = ("extend", hold.hold_id, tokens, seconds)
         with self._lock:
             now = self.ledger.look()
-            expires_at = None if seconds is None else now + seconds
-            refused = lifecycle.extend(self.ledger, hold, tokens, now, expires_at, self._mode)
-        if refused is not None:
-            self._notice("Refused", refused)
+            refused = self.ledger.answers.recall(key, content)
+            if refused is None:
+                expires_at = None if seconds is None else now + seconds
+                refused = lifecycle.extend(self.ledger, hold, tokens, now, expires_at, self._mode)
+                self._remember(key, content, refused or "done")
+                if refused is not None:
+                    self._notice("Refused", refused)
         self._tell()
-        if refused is not None and self._mode == "enforce":
+        if isinstance(refused, Decision) and self._mode == "enforce":
             raise lifecycle.refusal(refused)
 
     def end_later(self, hold: Hold, tokens: int, *, estimated: bool) -> None:
@@ -442,6 +455,8 @@ class BudgetManager:
         Rebalance
             Transfers by name, what stays unmet, and one `Clearing` per market. A partial answer is an answer.
         """
+        for name in shortfalls:
+            self.ledger.find(name)
         asked = {name: check_amount(f"shortfall of {name!r}", tokens) for name, tokens in shortfalls.items()}
         content = ("rebalance", *sorted(asked.items()))
         with self._lock:
@@ -541,7 +556,7 @@ class BudgetManager:
         )
 
     def output_history(self, agent_name: str) -> OutputHistory:
-        """Return the last outputs of an agent's governed calls; their p90 sizes its lifecycle."""
+        """Return the last outputs of an agent's governed calls; their p90 sizes its holds."""
         history = self._outputs.get(agent_name)
         if history is None:
             history = self._outputs.setdefault(agent_name, OutputHistory())
@@ -609,9 +624,12 @@ class BudgetManager:
         from tbc.events import Booked
 
         with self._lock:
-            since, self._told = self._told, self.ledger.seq
-            notices, self._notices = self._notices, []
-        events: list[Event] = [Booked(entry) for entry in self.ledger.entries(since) if entry.seq]
+            since, upto = self._told, self.ledger.seq
+            self._told = upto
+            notices = [self._notices.popleft() for _ in range(len(self._notices))]
+        events: list[Event] = [
+            Booked(entry) for entry in self.ledger.entries(since) if since < entry.seq <= upto
+        ]
         for event in (*events, *notices):
             subscribers.tell(event)
 

@@ -17,6 +17,7 @@ import attrs
 from tbc.contract import MAX_AMOUNT, BudgetContract, check_amount
 from tbc.decision import Kind, Transfer
 from tbc.donors import DonorIndex
+from tbc.errors import AgentClosedError
 from tbc.ledger import Books, Ledger
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class _Round:
 
     def __init__(self, wanted: dict[Books, int]) -> None:
         self.wanted = wanted  # own shortfalls
-        self.unmet: dict[Books, int] = {}
+        self.unmet = dict(wanted)
         self.clearings: dict[str, Clearing] = {}
         self.members: dict[str, tuple[str, ...]] = {}
         self._lacking: dict[Books, int] = {}  # by parent: what its market cannot serve from itself
@@ -210,7 +211,7 @@ class _Round:
             clearing, _ = self._clear(parent)
             self._given[parent] = int(clearing.given[0])
             self._lacking[parent] = int(clearing.unmet.sum()) if parent.capped else 0
-        for parent in reversed(upwards):
+        for parent in sorted(markets, key=lambda parent: (_depth(parent), parent.order)):
             self._settle_market(parent)
         return self._moves
 
@@ -329,7 +330,9 @@ class Reallocator:
         with self._ledger.lock:
             now = self._look()
             books = self._ledger.find(needy_agent)
-            if shortfall <= 0 or books.parent is None or not books.capped or books.closed:
+            if books.closed:
+                raise AgentClosedError(needy_agent)
+            if shortfall <= 0 or books.parent is None or not books.capped:
                 return 0
             found = min(check_amount("shortfall", shortfall), survey(books).total)
             apply(self._ledger, now, find_cover(books, found, Kind.REBALANCE))

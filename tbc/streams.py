@@ -125,6 +125,14 @@ class Stream:
     def __next__(self) -> Any:
         return next(self._chunks)
 
+    def send(self, value: Any) -> Any:
+        """Send a value into a generator."""
+        return self._chunks.send(value)
+
+    def throw(self, error: BaseException) -> Any:
+        """Throw an exception into a generator."""
+        return self._chunks.throw(error)
+
     def __enter__(self) -> Any:
         if hasattr(self._inner, "__enter__"):
             self._inner.__enter__()

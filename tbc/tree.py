@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from tbc.confidence import ConfidenceGate
-from tbc.contract import BudgetContract
+from tbc.contract import BudgetContract, check_amount
 from tbc.decision import Kind
 from tbc.errors import (
     AgentClosedError,
@@ -235,14 +235,22 @@ def note_confidence(books: Books, confidence: float | None) -> bool:
     return True
 
 
-def top_up(ledger: Ledger, books: Books, tokens: int, now: float, *, key: str | None) -> None:
-    """Grant `tokens` more: at the top of a budget new ones, else out of the parent's spare."""
+def top_up(ledger: Ledger, books: Books, tokens: int, now: float, *, key: str | None) -> CarveOutError | None:
+    """Grant `tokens` more: at the top of a budget new ones, else out of the parent's spare.
+
+    Returns the refusal, if the parent has not that much.
+    """
     if books.closed:
         raise AgentClosedError(books.name)
     if not books.capped:
         raise InvalidContractError(f"{books.name!r} is uncapped: there is nothing to top up")
-    funder = None if books.parent is None else _funder(books.name, books.parent, tokens)
+    check_amount("tokens allocated in all", books.allocated + tokens)
+    try:
+        funder = None if books.parent is None else _funder(books.name, books.parent, tokens)
+    except CarveOutError as refused:
+        return refused
     ledger.book(now, Kind.TOP_UP, books, peer=funder, allocated=tokens, key=key)
+    return None
 
 
 def close(ledger: Ledger, books: Books, now: float) -> None:
@@ -255,9 +263,7 @@ def close(ledger: Ledger, books: Books, now: float) -> None:
         raise InvalidContractError("the root cannot be closed")
     if books.closed:
         raise AgentClosedError(books.name)
-    holds = (
-        [hold_id for hold_id, hold in ledger.open_holds.items() if hold.books is books] if books.held else []
-    )
+    holds = [hold_id for hold_id, hold in ledger.open_holds.items() if hold.books is books]
     if holds or books.children:
         raise AgentInUseError(books.name, holds, [child.name for child in books.children or ()])
     if books.lent:

@@ -69,8 +69,12 @@ class BooksModel(TreeModel):
             try:
                 outcome = act()
             except Misuse as error:
-                # to be settled: a refused top-up (CarveOutError) is a first outcome too.
-                if error.kind not in ("BudgetExceededError", "GateClosedError", "OverrunError"):
+                if error.kind not in (
+                    "BudgetExceededError",
+                    "GateClosedError",
+                    "OverrunError",
+                    "CarveOutError",
+                ):
                     raise  # never happened: the request itself was wrong
                 outcome = error
             self._keys[key] = (content, outcome)

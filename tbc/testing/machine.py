@@ -189,7 +189,6 @@ class BudgetMachine(AgentsMachine):
     @rule(twin=holds, tokens=amounts(60), expires_s=st.sampled_from([None, None, 3.0, 900.0]))
     def extend(self, twin: TwinHold, tokens: int, expires_s: float | None) -> None:
         """Set more aside, or for longer."""
-        # to be settled: a hold may be extended beyond the largest amount, and then cannot be settled in full.
         tokens = min(tokens, MAX_AMOUNT - twin.real.tokens)
         self.pair.do(
             twin.real.agent_name,

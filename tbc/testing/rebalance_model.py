@@ -24,8 +24,7 @@ def rebalance(tree: TreeModel, shortfalls: Mapping[str, int]) -> dict[str, Any]:
         if account["capped"]
     }
     parents = {str(tree.accounts[asker]["parent"]) for name in wanted for asker in tree.askers(name)}
-    # to be settled: markets of one depth move in reverse order of registration; why not in order?
-    by_depth = sorted(parents, key=lambda name: (tree.depth(name), -tree.accounts[name]["order"]))
+    by_depth = sorted(parents, key=lambda name: (tree.depth(name), tree.accounts[name]["order"]))
     given: dict[str, int] = {}  # by parent: what its own spare gives its children
     lacking: dict[str, int] = {}  # by parent: what it must ask for in its own market
     for parent in reversed(by_depth):

@@ -14,11 +14,11 @@ from tests.stateful.machines import (
 
 
 class TestEnforceUnderACap(CappedMachine.TestCase):
-    settings = settings(max_examples=settings().max_examples, stateful_step_count=40)
+    settings = settings(max_examples=settings().max_examples * 4 // 5, stateful_step_count=40)
 
 
 class TestEnforceWithoutACap(UncappedMachine.TestCase):
-    settings = settings(max_examples=settings().max_examples, stateful_step_count=40)
+    settings = settings(max_examples=settings().max_examples * 4 // 5, stateful_step_count=40)
 
 
 class TestAuditUnderACap(AuditMachine.TestCase):
