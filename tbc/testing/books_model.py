@@ -341,7 +341,7 @@ class BooksModel(TreeModel):
 
     def note_confidence(self, name: str, confidence: float | None) -> None:
         """Store a reported confidence; ``None`` forgets it."""
-        self.find(name)["confidence"] = confidence
+        self.find_open(name)["confidence"] = confidence
 
     def top_up(self, name: str, tokens: int, *, key: str | None = None) -> None:
         """Grant more, out of the parent's spare or, at the top, anew."""
@@ -351,6 +351,8 @@ class BooksModel(TreeModel):
         account = self.find_open(name)
         if not account["capped"]:
             raise Misuse("InvalidContractError")
+        if account["allocated"] + tokens >= 2**53:
+            raise Misuse("InvalidAmountError")
         if account["parent"] is not None:
             self._carve_out(account["parent"], tokens)
         account["allocated"] += tokens
