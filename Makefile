@@ -23,7 +23,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 pytest: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q
 
 # The wheel, as a user gets it: unpacked elsewhere, with the tests copied beside it.
 wheel: $(VENV)/.dev
@@ -32,7 +32,7 @@ wheel: $(VENV)/.dev
 	$(BIN)/pip install --quiet --no-deps --target build/wheel/site build/wheel/*.whl
 	cp -r tests benchmarks docs papers README.md CHANGELOG.md LICENSE pyproject.toml build/wheel/
 	cd build/wheel && HYPOTHESIS_PROFILE=dev TBC_EXPECT_AT=$(CURDIR)/build/wheel/site PYTHONPATH=$(CURDIR)/build/wheel/site \
-		$(abspath $(BIN))/python -m pytest -q -n auto tests
+		$(abspath $(BIN))/python -m pytest -q tests
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
