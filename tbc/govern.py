@@ -1,8 +1,9 @@
 """One governed call: decide, hold, CALL, read the usage, settle.
 
 ``manager.govern(agent)`` returns a decorator for functions, coroutine functions, generators and async
-generators. What a function returns to be consumed later (an awaitable, an iterator, a provider's stream
-object) is settled when it has been consumed, closed, or dropped.
+generators. An iterator or a provider's stream object that a function returns is settled when it has been
+consumed, closed, or dropped; an awaitable when it has been awaited (one that never is keeps its hold until
+that expires).
 
 The hold is the tokens of the input plus an output cap: the call's own (`cap_kwarg`), else
 `max_output_tokens`, else the p90 of this agent's outputs (from 5 calls on), else the manager's

@@ -522,14 +522,16 @@ class BudgetManager:
         agent_name : str
             Who pays; must be registered.
         confidence_fn : callable, optional
-            Result to confidence (0 to 1, or ``None``), stored for the gate.
+            Result to confidence (0 to 1, or ``None``), stored for the gate. Of a stream: what its generator
+            returned, if anything.
         max_output_tokens : int, optional
             The output cap, where the call itself names none.
         cap_kwarg : str, optional
             The call's own argument for its output cap (``"max_tokens"``, …). It is read if the caller passes
             it, and the granted cap is passed on through it, so that the provider keeps the promise.
         usage_fn : callable, optional
-            Result to tokens (an ``int``, a `tbc.Usage`, or ``None`` for unknown).
+            Result to tokens (an ``int``, a `tbc.Usage`, or ``None`` for unknown). Streams do not ask it: the
+            usage that their chunks carry counts, else their text.
         on_overrun : {"raise", "record"}, default "raise"
             What happens if more was spent than could be covered. It is booked either way; the error carries
             the call's `.result`.
