@@ -31,7 +31,7 @@ wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel/log.txt 2>&1 || (cat build/wheel/log.txt; exit 1)
 	$(BIN)/pip install --quiet --no-deps --target build/wheel/site build/wheel/*.whl
 	cp -r tests benchmarks docs papers README.md CHANGELOG.md LICENSE pyproject.toml build/wheel/
-	cd build/wheel && HYPOTHESIS_PROFILE=dev TBC_EXPECT_AT=$(CURDIR)/build/wheel/site PYTHONPATH=$(CURDIR)/build/wheel/site \
+	cd build/wheel && TBC_EXPECT_AT=$(CURDIR)/build/wheel/site PYTHONPATH=$(CURDIR)/build/wheel/site \
 		$(abspath $(BIN))/python -m pytest -q tests
 
 bench: $(VENV)/.dev
