@@ -17,7 +17,7 @@ from tbc.holds import Desk, Hold
 from tbc.ledger import Books, Ledger
 from tbc.reallocator import Move, apply, find_cover, survey
 
-__all__ = ["book_usage", "decide", "expire_due", "extend", "grant", "refusal", "settle", "void"]
+__all__ = ["book_usage", "decide", "expire_due", "extend", "grant", "refusal", "set_aside", "settle", "void"]
 
 _new_tuple = tuple.__new__
 _LATE, _VOID, _EXPIRE = Kind.LATE_SETTLE, Kind.VOID, Kind.EXPIRE
@@ -80,30 +80,7 @@ def refusal(decision: Decision) -> BudgetExceededError:
 # -- granting ------------------------------------------------------------------------------------------
 
 
-def grant(
-    desk: Desk,
-    ledger: Ledger,
-    books: Books,
-    tokens: int,
-    now: float,
-    expires_at: float,
-    mode: Mode,
-    at_least: int | None,
-    key: str | None,
-    operation: str | None,
-) -> Hold | Decision:
-    """Set `tokens` aside, with loans if need be, or return the decision that refuses and move nothing.
-
-    With `at_least`, a hold that does not fit is clamped to what is available, if that is not less.
-    """
-    if books.gate_closed or (
-        tokens > books.allocated - books.consumed - books.held and books.capped and tokens
-    ):
-        return _grant_short(desk, ledger, books, tokens, now, expires_at, mode, at_least, key, operation)
-    return _set_aside(desk, ledger, books, tokens, now, expires_at, key, operation)
-
-
-def _set_aside(
+def set_aside(
     desk: Desk,
     ledger: Ledger,
     books: Books,
@@ -113,7 +90,7 @@ def _set_aside(
     key: str | None,
     operation: str | None,
 ) -> Hold:
-    """Open a hold and write it down: the plain case, and the busiest path of all."""
+    """Open a hold that fits, or whose loans follow at once, and write it down: the busiest path."""
     seq = ledger.seq + 1
     hold = Hold(desk, books, seq, tokens, now, expires_at, key, operation)
     if not books.stale:
@@ -129,7 +106,7 @@ def _set_aside(
     return hold
 
 
-def _grant_short(
+def grant(
     desk: Desk,
     ledger: Ledger,
     books: Books,
@@ -141,7 +118,11 @@ def _grant_short(
     key: str | None,
     operation: str | None,
 ) -> Hold | Decision:
-    """Open a hold that needs the market, a smaller one, or none."""
+    """Set `tokens` aside with loans, or return the decision that refuses and move nothing.
+
+    For whom `tokens` do not fit by itself, or whose gate is closed. With `at_least`, a hold that cannot be
+    had in full is clamped to what is available, if that is not less.
+    """
     decision = decide(books, tokens, mode)
     if decision.status.refuses and mode == "enforce":
         available = decision.available or 0
@@ -153,7 +134,7 @@ def _grant_short(
     owed = max(0, -books.remaining)
     if decision.status is Status.FITS_WITH_LOANS:
         moves = find_cover(books, tokens - books.remaining, Kind.LOAN, owed=owed)
-    hold = _set_aside(desk, ledger, books, tokens, now, expires_at, key, operation)
+    hold = set_aside(desk, ledger, books, tokens, now, expires_at, key, operation)
     hold.decision = decision
     if moves:
         apply(ledger, now, moves, hold_id=hold.hold_id, key=key)

@@ -310,9 +310,17 @@ class BudgetManager:
             books = self._accounts.get(agent_name) if type(agent_name) is str else None
             if books is None or books.closed:
                 books = self._open_books(agent_name)
-            granted = lifecycle.grant(
-                self, ledger, books, tokens, now, now + expires_s, self._mode, at_least, key, operation
-            )
+            ends = now + expires_s
+            granted: Hold | Decision
+            # `remaining`, written out: on the busiest path a property costs as much as the rest of the line.
+            if books.gate_closed or (
+                tokens > books.allocated - books.consumed - books.held and books.capped and tokens
+            ):
+                granted = lifecycle.grant(
+                    self, ledger, books, tokens, now, ends, self._mode, at_least, key, operation
+                )
+            else:
+                granted = lifecycle.set_aside(self, ledger, books, tokens, now, ends, key, operation)
             if content is not None:
                 self._remember(key, content, granted)
         if type(granted) is Hold:
