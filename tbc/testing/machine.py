@@ -223,6 +223,18 @@ class BudgetMachine(AgentsMachine):
     @rule(shortfalls=st.dictionaries(agents, amounts(150), min_size=1, max_size=4), key=MAYBE_A_KEY)
     def rebalance(self, shortfalls: dict[str, int], key: str | None) -> None:
         """Clear all markets at once."""
+        self._rebalance(shortfalls, key)
+
+    @rule(asker=agents, confident=st.lists(agents, min_size=1, max_size=3), tokens=st.integers(1, 9))
+    def rebalance_beside_the_confident(self, asker: str, confident: list[str], tokens: int) -> None:
+        """Ask for a little right after others have become confident: they give first in their level."""
+        open_agents = [name for name in confident if not self.pair.model.accounts[name]["closed"]]
+        for name in dict.fromkeys(open_agents):
+            self.update(name, {"confidence_threshold": 0.5})
+            self.note_confidence(name, 1.0)
+        self._rebalance({asker: tokens}, None)
+
+    def _rebalance(self, shortfalls: dict[str, int], key: str | None) -> None:
         answers = self._once(
             key,
             None,
