@@ -24,7 +24,7 @@ from tests.stateful.machines import CappedMachine, UncappedMachine
 
 # Why no shrinking: that it is found is all that is asked, and the first failure is as good as the smallest.
 SEARCH = settings(
-    max_examples=250,
+    max_examples=2_000,
     stateful_step_count=40,
     phases=[Phase.generate],
     report_multiple_bugs=False,
