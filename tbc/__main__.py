@@ -16,6 +16,8 @@ def main() -> None:
     """Run the command line, and end the process with its exit code."""
     try:
         from tbc.cli import run
+
+        code = run(sys.argv[1:])
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _NEEDED:
@@ -24,7 +26,7 @@ def main() -> None:
             f'The tbc command needs {missing}. Install it with:  pip install "tbc[cli,plot]"', file=sys.stderr
         )
         sys.exit(1)
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(code)
 
 
 if __name__ == "__main__":

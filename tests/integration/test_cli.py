@@ -30,7 +30,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 @pytest.fixture
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing, where the picture is not what is tested."""
-    monkeypatch.setattr("tbc.cli._draw", lambda report, out, workload: print(f"picture: {out}"))
+    monkeypatch.setattr("tbc.cli.replay._draw", lambda report, out, workload: print(f"picture: {out}"))
 
 
 def write_trace(path: Path, runs: int = 8) -> Path:

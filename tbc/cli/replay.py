@@ -1,8 +1,4 @@
-"""The command line.
-
-Results go to standard output, progress and errors to standard error. Exit codes: 0, it worked; 2, the
-arguments or a file are wrong (one line says what); 130, interrupted.
-"""
+"""``tbc replay``: recorded or made agent runs under budget pressure."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from attrs import frozen
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich import box
 from rich.console import Console
@@ -23,14 +19,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from tbc import __version__
-from tbc.errors import TBCError
 
 if TYPE_CHECKING:
     from tbc.swarm.experiment import Progress as Tick
     from tbc.swarm.experiment import Report
     from tbc.swarm.traces import Run
 
-__all__ = ["app", "run"]
+__all__ = ["replay"]
 
 #: Made runs for a replay without a file.
 _MADE_RUNS = 140
@@ -40,28 +35,7 @@ _DEFAULT_SWARM = 20
 _REPETITIONS = 30
 _AGENTS_IN_ALL = 3_000
 
-app = App(name="tbc", version=__version__, help="Token budget contracts: a budget market for LLM agents.")
 
-
-def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code."""
-    try:
-        app(list(arguments), exit_on_error=False, print_error=True, result_action="return_value")
-    except CycloptsError:
-        return 2  # cyclopts has said what is wrong
-    except BrokenPipeError:  # whoever read the output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (TBCError, OSError) as error:
-        print(f"tbc: {_one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("tbc: interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
-@app.command
 def replay(
     trace: Path | None = None,
     /,
@@ -245,9 +219,3 @@ def _draw(report: Report, out: Path, workload: str) -> None:
             'no picture: matplotlib is not installed. Install it with:  pip install "tbc[plot]"',
             file=sys.stderr,
         )
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())

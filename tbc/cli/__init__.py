@@ -1,0 +1,47 @@
+"""The command line.
+
+Results go to standard output, progress and errors to standard error. Exit codes: 0, it worked; 2, the
+arguments or a file are wrong (one line says what); 130, interrupted. A command may have codes of its own.
+
+Each command is a function in a room of its own, imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from tbc import __version__
+from tbc.errors import TBCError
+
+__all__ = ["app", "run"]
+
+app = App(name="tbc", version=__version__, help="Token budget contracts: a budget market for LLM agents.")
+app.command("tbc.cli.replay:replay", name="replay")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    try:
+        code = app(list(arguments), exit_on_error=False, print_error=True, result_action="return_value")
+    except CycloptsError:
+        return 2  # cyclopts has said what is wrong
+    except BrokenPipeError:  # whoever read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (TBCError, OSError) as error:
+        print(f"tbc: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tbc: interrupted", file=sys.stderr)
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
