@@ -15,6 +15,12 @@
      ├── ManagedLedgerError     (TypeError)    these books move only through their manager
      ├── VocabularyError        (OSError)      a token vocabulary could not be loaded
      ├── TraceError             (ValueError)   a trace file that cannot be read
+     ├── StoreError             (OSError)      a store that cannot be used, or not like this
+     │    ├── StoreBusyError                   others are writing: ask again
+     │    ├── StoreFullError                   no room: nothing was written
+     │    ├── StoreCorruptError                damaged: stop and look
+     │    ├── StoreMissingError                there is no file, or no longer
+     │    └── StoreStaleError                  another process has written: load again
      └── BudgetExceededError                   a refusal: the amount cannot be covered
           ├── GateClosedError                  a refusal: the agent is confident enough
           ├── CarveOutError     (ValueError)   a refusal: the parent has not that much to spare
@@ -47,6 +53,12 @@ __all__ = [
     "NoCurrentHoldError",
     "NotSent",
     "OverrunError",
+    "StoreBusyError",
+    "StoreCorruptError",
+    "StoreError",
+    "StoreFullError",
+    "StoreMissingError",
+    "StoreStaleError",
     "TBCError",
     "TraceError",
     "UnknownAgentError",
@@ -246,6 +258,50 @@ class VocabularyError(TBCError, OSError):
 
 class TraceError(TBCError, ValueError):
     """A trace file that cannot be read, with the line that is wrong."""
+
+
+class StoreError(TBCError, OSError):
+    """A store that cannot be used, or not like this. What was asked for was not written.
+
+    Parameters
+    ----------
+    path : str
+        The store's file.
+    reason : str
+        What is wrong.
+    remedy : str
+        What to do.
+    """
+
+    def __init__(self, path: str, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.args = (path, reason, remedy)
+        self.path = path
+        self.reason = reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"Store {self.path!r}: {self.reason}. {self.remedy}."
+
+
+class StoreBusyError(StoreError):
+    """Others kept the store locked for too long. Nothing was written; the same request may be made again."""
+
+
+class StoreFullError(StoreError):
+    """There is no room on the disk. Nothing was written; it works again once there is room."""
+
+
+class StoreCorruptError(StoreError):
+    """The file is damaged, or was changed by other hands. Restore a backup."""
+
+
+class StoreMissingError(StoreError):
+    """There is no file where the store should be, or it was removed or replaced while in use."""
+
+
+class StoreStaleError(StoreError):
+    """Another process has written to this pool since its books were loaded: load them again."""
 
 
 class BudgetExceededError(TBCError):

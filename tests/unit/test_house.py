@@ -26,6 +26,7 @@ FLOORS = [
     "clearing | journal | keys | vocabulary | replies",
     "ledger",
     "tokens | usage",
+    "stores",
     "donors | confidence",
     "reallocator",
     "holds",

@@ -1,0 +1,164 @@
+"""The hash chain over a journal: any line that was changed, removed or added afterwards is found.
+
+Every line has the SHA-256 of the hash before it and its own canonical form: the JSON array of its fields in
+the order of `Fields`, ASCII only, without spaces. Before the first line stands a hash of the file's id and
+the pool's name, so that no journal passes for that of another pool. The pool's row keeps the newest hash, which
+finds a tail that was cut off. Who can rewrite the whole file can rewrite the chain too: against that, keep a
+head (`PoolRow.head`) in another place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from tbc.stores.rows import Line, check_id, check_int
+
+__all__ = ["Fields", "PoolCheck", "fields_of", "follow", "genesis", "link"]
+
+#: The fields of a line as they are kept: seq, at, kind, axis, agent, peer, allocated, consumed, held,
+#: unpriced, hold_id, key, note, model, estimated.
+Fields = tuple[Any, ...]
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
+_sha256 = hashlib.sha256
+
+
+def genesis(ledger_id: str, pool: str) -> bytes:
+    """Return what stands before the first line of a pool's journal."""
+    return _sha256(f"tbc journal\n{ledger_id}\n{pool}".encode()).digest()
+
+
+def fields_of(line: Line) -> Fields:
+    """Return the fields of a line, checked, as they are kept.
+
+    Raises
+    ------
+    InvalidAmountError
+        If an amount is not a whole number of 64 bits, or an id none.
+    """
+    return (
+        check_int("seq", line.seq),
+        float(line.at) + 0.0,  # -0.0 would come back as 0.0
+        check_id("kind", str(line.kind)),
+        check_id("axis", line.axis),
+        check_id("agent_name", line.agent_name),
+        None if line.peer is None else check_id("peer", line.peer),
+        check_int("allocated", line.allocated),
+        check_int("consumed", line.consumed),
+        check_int("held", line.held),
+        check_int("unpriced", line.unpriced),
+        None if line.hold_id is None else check_int("hold_id", line.hold_id),
+        None if line.key is None else check_id("key", line.key),
+        line.note,
+        line.model,
+        int(line.estimated),
+    )
+
+
+def link(previous: bytes, fields: Fields) -> bytes:
+    """Return the hash of the line with these fields that follows the line with the hash `previous`."""
+    return _sha256(previous + _encode(fields).encode()).digest()
+
+
+class PoolCheck(NamedTuple):
+    """What `verify` found in one pool.
+
+    Attributes
+    ----------
+    pool : str
+        Which.
+    lines : int
+        How many lines were read.
+    seq : int or None
+        The first bad line, if a line is bad.
+    problem : str
+        What is wrong, in words; empty if nothing is.
+    """
+
+    pool: str
+    lines: int
+    seq: int | None = None
+    problem: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problem
+
+
+class _BadLineError(Exception):
+    """A line that does not belong where it stands."""
+
+    def __init__(self, seq: int, problem: str) -> None:
+        super().__init__(seq, problem)
+        self.seq = seq
+        self.problem = problem
+
+
+def _lines(start: bytes, rows: Iterable[tuple[Any, ...]], last: int, head: bytes) -> Iterator[Fields]:
+    """Yield the fields of the lines; stop with `_BadLineError` at the first bad one."""
+    seq, previous = 0, start
+    for *fields, prev_hash, own_hash in rows:
+        seq += 1
+        if fields[0] != seq:
+            raise _BadLineError(seq, f"line {seq} is missing: line {fields[0]} comes in its place")
+        if prev_hash != previous:
+            raise _BadLineError(seq, f"line {seq} does not follow from the line before it")
+        if link(previous, tuple(fields)) != own_hash:
+            raise _BadLineError(seq, f"line {seq} was changed")
+        if seq > last:
+            raise _BadLineError(seq, f"line {seq} is beyond the end of the journal, line {last}")
+        previous = own_hash
+        yield tuple(fields)
+    if seq < last:
+        raise _BadLineError(seq + 1, f"line {seq + 1} is missing: the journal should end with line {last}")
+    if previous != head:
+        raise _BadLineError(seq, f"line {seq}, the last, is not the one that the pool remembers")
+
+
+def follow(
+    pool: str,
+    start: bytes,
+    rows: Iterable[tuple[Any, ...]],
+    last: int,
+    head: bytes,
+) -> tuple[PoolCheck, dict[tuple[str, str], list[int]]]:
+    """Read a journal from its start, check the chain and add up the books.
+
+    Parameters
+    ----------
+    pool : str
+        Its name.
+    start : bytes
+        See `genesis`.
+    rows : iterable of tuple
+        For every line its fields, the hash before it and its own.
+    last, head : int, bytes
+        The number and the hash of the newest line, as the pool's row has them.
+
+    Returns
+    -------
+    check : PoolCheck
+        What was found.
+    sums : dict
+        By agent and axis: allocated, consumed, held and unpriced.
+    """
+    sums: dict[tuple[str, str], list[int]] = {}
+    lines = 0
+    try:
+        for fields in _lines(start, rows, last, head):
+            lines += 1
+            _, _, _, axis, agent, peer, allocated, consumed, held, unpriced, *_ = fields
+            books = sums.setdefault((agent, axis), [0, 0, 0, 0])
+            books[0] += allocated
+            books[1] += consumed
+            books[2] += held
+            books[3] += unpriced
+            if peer is not None:
+                sums.setdefault((peer, axis), [0, 0, 0, 0])[0] -= allocated
+    except _BadLineError as bad:
+        return PoolCheck(pool, lines, bad.seq, bad.problem), sums
+    return PoolCheck(pool, lines), sums

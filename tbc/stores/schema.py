@@ -1,0 +1,328 @@
+"""The tables of the SQLite file and every statement that is made to them.
+
+A new version of the tables is one more text at the end of `MIGRATIONS`; a text that has been released is
+never changed. The file remembers the checksum of every text it was made with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+__all__ = ["APPLICATION_ID", "MIGRATIONS", "checksum"]
+
+#: In the head of the file: what tells it from the files of other applications ("tbc\\x01").
+APPLICATION_ID: Final = 0x74626301
+
+MIGRATIONS: Final[tuple[str, ...]] = (
+    """
+CREATE TABLE meta (
+    key TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE pools (
+    pool TEXT PRIMARY KEY CHECK (octet_length(pool) BETWEEN 1 AND 128),
+    mode TEXT NOT NULL CHECK (mode IN ('enforce', 'audit')),
+    created_at REAL NOT NULL,
+    terms TEXT NOT NULL,
+    version INTEGER NOT NULL DEFAULT 0 CHECK (version >= 0),
+    seq INTEGER NOT NULL DEFAULT 0 CHECK (seq >= 0),
+    head BLOB NOT NULL CHECK (octet_length(head) = 32)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE agents (
+    pool TEXT NOT NULL REFERENCES pools DEFERRABLE INITIALLY DEFERRED,
+    agent TEXT NOT NULL CHECK (octet_length(agent) BETWEEN 1 AND 128),
+    position INTEGER NOT NULL CHECK (position >= 0),
+    parent TEXT,
+    terms TEXT NOT NULL,
+    last_confidence REAL,
+    closed INTEGER NOT NULL CHECK (closed IN (0, 1)),
+    PRIMARY KEY (pool, agent),
+    UNIQUE (pool, position),
+    FOREIGN KEY (pool, parent) REFERENCES agents DEFERRABLE INITIALLY DEFERRED
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE accounts (
+    pool TEXT NOT NULL,
+    agent TEXT NOT NULL,
+    axis TEXT NOT NULL CHECK (axis IN ('tokens', 'usd', 'calls')),
+    capped INTEGER NOT NULL CHECK (capped IN (0, 1)),
+    allocated INTEGER NOT NULL,
+    consumed INTEGER NOT NULL CHECK (consumed >= 0),
+    held INTEGER NOT NULL CHECK (held >= 0),
+    min_reserve INTEGER NOT NULL CHECK (min_reserve >= 0),
+    unpriced INTEGER NOT NULL CHECK (unpriced >= 0),
+    PRIMARY KEY (pool, agent, axis),
+    FOREIGN KEY (pool, agent) REFERENCES agents DEFERRABLE INITIALLY DEFERRED
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE holds (
+    pool TEXT NOT NULL,
+    hold_id INTEGER NOT NULL,
+    key TEXT CHECK (octet_length(key) BETWEEN 1 AND 128),
+    agent TEXT NOT NULL,
+    operation TEXT,
+    model TEXT,
+    state TEXT NOT NULL CHECK (state IN ('open', 'settled', 'voided', 'expired')),
+    at REAL NOT NULL,
+    expires_at REAL NOT NULL,
+    request_hash TEXT,
+    outcome TEXT,
+    PRIMARY KEY (pool, hold_id),
+    FOREIGN KEY (pool, agent) REFERENCES agents DEFERRABLE INITIALLY DEFERRED
+) STRICT, WITHOUT ROWID;
+CREATE INDEX open_holds ON holds (pool, hold_id) WHERE state = 'open';
+CREATE INDEX holds_by_key ON holds (pool, key) WHERE key IS NOT NULL;
+
+CREATE TABLE hold_parts (
+    pool TEXT NOT NULL,
+    hold_id INTEGER NOT NULL,
+    axis TEXT NOT NULL CHECK (axis IN ('tokens', 'usd', 'calls')),
+    amount INTEGER NOT NULL CHECK (amount >= 0),
+    granted INTEGER NOT NULL CHECK (granted >= 0),
+    PRIMARY KEY (pool, hold_id, axis),
+    FOREIGN KEY (pool, hold_id) REFERENCES holds DEFERRABLE INITIALLY DEFERRED
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE loans (
+    pool TEXT NOT NULL,
+    hold_id INTEGER NOT NULL,
+    axis TEXT NOT NULL CHECK (axis IN ('tokens', 'usd', 'calls')),
+    position INTEGER NOT NULL CHECK (position >= 0),
+    lender TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    amount INTEGER NOT NULL CHECK (amount >= 0),
+    PRIMARY KEY (pool, hold_id, axis, position),
+    FOREIGN KEY (pool, hold_id) REFERENCES holds DEFERRABLE INITIALLY DEFERRED,
+    FOREIGN KEY (pool, lender) REFERENCES agents (pool, agent) DEFERRABLE INITIALLY DEFERRED
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE ops (
+    pool TEXT NOT NULL REFERENCES pools DEFERRABLE INITIALLY DEFERRED,
+    key TEXT NOT NULL CHECK (octet_length(key) BETWEEN 1 AND 128),
+    kind TEXT NOT NULL,
+    request_hash TEXT NOT NULL,
+    response TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    PRIMARY KEY (pool, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX ops_by_time ON ops (pool, created_at);
+
+CREATE TABLE journal (
+    pool TEXT NOT NULL REFERENCES pools,
+    seq INTEGER NOT NULL CHECK (seq > 0),
+    at REAL NOT NULL,
+    kind TEXT NOT NULL CHECK (octet_length(kind) BETWEEN 1 AND 128),
+    axis TEXT NOT NULL CHECK (axis IN ('tokens', 'usd', 'calls')),
+    agent TEXT NOT NULL CHECK (octet_length(agent) BETWEEN 1 AND 128),
+    peer TEXT CHECK (octet_length(peer) BETWEEN 1 AND 128),
+    allocated INTEGER NOT NULL,
+    consumed INTEGER NOT NULL,
+    held INTEGER NOT NULL,
+    unpriced INTEGER NOT NULL,
+    hold_id INTEGER,
+    key TEXT CHECK (octet_length(key) BETWEEN 1 AND 128),
+    note TEXT,
+    model TEXT,
+    estimated INTEGER NOT NULL CHECK (estimated IN (0, 1)),
+    prev_hash BLOB NOT NULL CHECK (octet_length(prev_hash) = 32),
+    hash BLOB NOT NULL CHECK (octet_length(hash) = 32),
+    PRIMARY KEY (pool, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER journal_is_never_changed BEFORE UPDATE ON journal
+BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+CREATE TRIGGER journal_is_never_shortened BEFORE DELETE ON journal
+BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+
+CREATE TABLE runs (
+    run TEXT PRIMARY KEY CHECK (octet_length(run) BETWEEN 1 AND 128),
+    pool TEXT NOT NULL REFERENCES pools DEFERRABLE INITIALLY DEFERRED,
+    workflow TEXT NOT NULL,
+    state TEXT NOT NULL,
+    mode TEXT NOT NULL CHECK (mode IN ('enforce', 'audit')),
+    started_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    path TEXT,
+    source TEXT NOT NULL,
+    fingerprints TEXT NOT NULL,
+    limits TEXT NOT NULL,
+    exit_reason TEXT
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE steps (
+    run TEXT NOT NULL REFERENCES runs DEFERRABLE INITIALLY DEFERRED,
+    step TEXT NOT NULL CHECK (octet_length(step) BETWEEN 1 AND 128),
+    item TEXT NOT NULL CHECK (octet_length(item) <= 128),
+    state TEXT NOT NULL CHECK (state IN ('pending', 'running', 'done', 'failed', 'refused')),
+    attempt INTEGER NOT NULL CHECK (attempt >= 0),
+    operation TEXT,
+    result TEXT,
+    fingerprint TEXT,
+    started_at REAL,
+    ended_at REAL,
+    error TEXT,
+    position INTEGER NOT NULL CHECK (position > 0),
+    PRIMARY KEY (run, step, item),
+    UNIQUE (run, position)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE events (
+    run TEXT NOT NULL REFERENCES runs DEFERRABLE INITIALLY DEFERRED,
+    seq INTEGER NOT NULL CHECK (seq > 0),
+    at REAL NOT NULL,
+    kind TEXT NOT NULL CHECK (octet_length(kind) BETWEEN 1 AND 128),
+    body TEXT NOT NULL,
+    PRIMARY KEY (run, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER events_are_never_changed BEFORE UPDATE ON events
+BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+CREATE TRIGGER events_are_never_shortened BEFORE DELETE ON events
+BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
+
+INSERT INTO meta VALUES
+    ('ledger_id', lower(hex(randomblob(16)))),
+    ('created_at', CAST(unixepoch('subsec') AS TEXT)),
+    ('clean_shutdown', '0'),
+    ('restore_epoch', '0');
+""",
+)
+
+
+def checksum(text: str) -> str:
+    """Return the checksum of a migration."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# -- the file ------------------------------------------------------------------------------------------
+
+BEGIN: Final = "BEGIN IMMEDIATE"
+BEGIN_READING: Final = "BEGIN"
+COMMIT: Final = "COMMIT"
+ROLLBACK: Final = "ROLLBACK"
+META: Final = "SELECT value FROM meta WHERE key = ?"
+PUT_META: Final = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+#: What every writing transaction raises: a file whose number is the one of the last orderly end was not
+#: written to since.
+VERSIONS: Final = "SELECT CAST(coalesce(sum(version), 0) AS TEXT) FROM pools"
+COUNTS: Final = (
+    "SELECT (SELECT count(*) FROM pools), (SELECT count(*) FROM runs), (SELECT sum(seq) FROM pools)"
+)
+
+# -- pools and their books -------------------------------------------------------------------------------
+
+_POOL = "SELECT pool, mode, created_at, terms, version, seq, head FROM pools"
+POOLS: Final = f"{_POOL} ORDER BY created_at, pool"
+POOL: Final = f"{_POOL} WHERE pool = ?"
+PUT_POOL: Final = """
+    INSERT INTO pools (pool, mode, created_at, terms, head) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (pool) DO UPDATE SET mode = excluded.mode, terms = excluded.terms"""
+TOUCH_POOL: Final = "UPDATE pools SET version = version + 1, seq = ?, head = ? WHERE pool = ?"
+
+AGENTS: Final = """
+    SELECT agent, position, parent, terms, last_confidence, closed FROM agents WHERE pool = ?
+    ORDER BY position"""
+PUT_AGENT: Final = """
+    INSERT INTO agents (pool, agent, position, parent, terms, last_confidence, closed)
+    VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (pool, agent) DO UPDATE SET
+        position = excluded.position, parent = excluded.parent, terms = excluded.terms,
+        last_confidence = excluded.last_confidence, closed = excluded.closed"""
+
+ACCOUNTS: Final = """
+    SELECT agent, axis, capped, allocated, consumed, held, min_reserve, unpriced
+    FROM accounts JOIN agents USING (pool, agent) WHERE pool = ? ORDER BY position, axis"""
+PUT_ACCOUNT: Final = """
+    INSERT INTO accounts (pool, agent, axis, capped, allocated, consumed, held, min_reserve, unpriced)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (pool, agent, axis) DO UPDATE SET
+        capped = excluded.capped, allocated = excluded.allocated, consumed = excluded.consumed,
+        held = excluded.held, min_reserve = excluded.min_reserve, unpriced = excluded.unpriced"""
+
+_HOLD = """
+    SELECT hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome FROM holds"""
+OPEN_HOLDS: Final = f"{_HOLD} WHERE pool = ? AND state = 'open' ORDER BY hold_id"
+ENDED_HOLDS: Final = f"{_HOLD} WHERE pool = ? AND state <> 'open' ORDER BY hold_id DESC LIMIT ?"
+HOLD_BY_KEY: Final = f"{_HOLD} WHERE pool = ? AND key = ? ORDER BY hold_id DESC LIMIT 1"
+HOLD_BY_ID: Final = f"{_HOLD} WHERE pool = ? AND hold_id = ?"
+PUT_HOLD: Final = """
+    INSERT INTO holds
+        (pool, hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (pool, hold_id) DO UPDATE SET
+        agent = excluded.agent, state = excluded.state, at = excluded.at, expires_at = excluded.expires_at,
+        key = excluded.key, operation = excluded.operation, model = excluded.model,
+        request_hash = excluded.request_hash, outcome = excluded.outcome"""
+PARTS: Final = "SELECT axis, amount, granted FROM hold_parts WHERE pool = ? AND hold_id = ? ORDER BY axis"
+PUT_PART: Final = """
+    INSERT INTO hold_parts (pool, hold_id, axis, amount, granted) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (pool, hold_id, axis) DO UPDATE SET amount = excluded.amount, granted = excluded.granted"""
+LOANS: Final = """
+    SELECT axis, position, lender, kind, amount FROM loans WHERE pool = ? AND hold_id = ?
+    ORDER BY axis, position"""
+DROP_LOANS: Final = "DELETE FROM loans WHERE pool = ? AND hold_id = ?"
+PUT_LOAN: Final = """
+    INSERT INTO loans (pool, hold_id, axis, position, lender, kind, amount) VALUES (?, ?, ?, ?, ?, ?, ?)"""
+HELD: Final = """
+    SELECT agent, axis, sum(amount) FROM holds JOIN hold_parts USING (pool, hold_id)
+    WHERE pool = ? AND state = 'open' GROUP BY agent, axis"""
+
+_OP = "SELECT key, kind, request_hash, response, created_at FROM ops"
+OP: Final = f"{_OP} WHERE pool = ? AND key = ?"
+LAST_OPS: Final = f"{_OP} WHERE pool = ? ORDER BY created_at DESC, key DESC LIMIT ?"
+PUT_OP: Final = """
+    INSERT INTO ops (pool, key, kind, request_hash, response, created_at) VALUES (?, ?, ?, ?, ?, ?)"""
+
+# -- the journal -----------------------------------------------------------------------------------------
+
+APPEND: Final = "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+PAGE: Final = """
+    SELECT seq, at, kind, agent, peer, allocated, consumed, held, hold_id, key, note, estimated, axis, model,
+        unpriced
+    FROM journal WHERE pool = ? AND seq > ? ORDER BY seq LIMIT ?"""
+CHAIN: Final = """
+    SELECT seq, at, kind, axis, agent, peer, allocated, consumed, held, unpriced, hold_id, key, note, model,
+        estimated, prev_hash, hash
+    FROM journal WHERE pool = ? ORDER BY seq"""
+TOTALS: Final = """
+    SELECT axis, agent, kind, model, note, estimated, count(*), sum(allocated), sum(consumed), sum(held),
+        sum(unpriced)
+    FROM journal WHERE pool = ? GROUP BY axis, agent, kind, model, note, estimated
+    ORDER BY axis, agent, kind, model, note, estimated"""
+
+# -- runs ------------------------------------------------------------------------------------------------
+
+_RUN = """
+    SELECT run, pool, workflow, state, mode, started_at, updated_at, path, source, fingerprints, limits,
+        exit_reason
+    FROM runs"""
+RUNS: Final = f"{_RUN} ORDER BY started_at, run"
+RUN: Final = f"{_RUN} WHERE run = ?"
+PUT_RUN: Final = """
+    INSERT INTO runs (run, pool, workflow, state, mode, started_at, updated_at, path, source, fingerprints,
+        limits, exit_reason)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (run) DO UPDATE SET
+        workflow = excluded.workflow, state = excluded.state, mode = excluded.mode,
+        started_at = excluded.started_at, updated_at = excluded.updated_at, path = excluded.path,
+        source = excluded.source, fingerprints = excluded.fingerprints, limits = excluded.limits,
+        exit_reason = excluded.exit_reason"""
+STEPS: Final = """
+    SELECT step, item, state, attempt, operation, result, fingerprint, started_at, ended_at, error
+    FROM steps WHERE run = ? ORDER BY position"""
+PUT_STEP: Final = """
+    INSERT INTO steps (run, step, item, state, attempt, operation, result, fingerprint, started_at, ended_at,
+        error, position)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11,
+        (SELECT coalesce(max(position), 0) + 1 FROM steps WHERE run = ?1))
+    ON CONFLICT (run, step, item) DO UPDATE SET
+        state = excluded.state, attempt = excluded.attempt, operation = excluded.operation,
+        result = excluded.result, fingerprint = excluded.fingerprint, started_at = excluded.started_at,
+        ended_at = excluded.ended_at, error = excluded.error"""
+EVENTS: Final = """
+    SELECT seq, at, kind, body FROM events WHERE run = ? AND seq > ? ORDER BY seq LIMIT ?"""
+PUT_EVENT: Final = """
+    INSERT INTO events (run, seq, at, kind, body)
+    VALUES (?1, (SELECT coalesce(max(seq), 0) + 1 FROM events WHERE run = ?1), ?2, ?3, ?4)
+    RETURNING seq"""

@@ -1,0 +1,634 @@
+"""One private SQLite file that keeps pools, their journals and the runs of workflows.
+
+The file is in WAL mode with full synchronisation: what a transaction wrote when its block was left survives
+the death of the process and of the machine. Many processes may have it open; a transaction waits for the
+others. A file that is damaged, of another application, of a newer version or gone is refused with the reason,
+and never replaced by an empty one.
+
+Examples
+--------
+>>> import tempfile
+>>> folder = tempfile.TemporaryDirectory()
+>>> store = SqliteStore(folder.name + "/books.db")
+>>> with store.transaction() as writer:
+...     writer.put_pool(PoolRow("default", "enforce", created_at=0.0))
+>>> [pool.pool for pool in store.pools()], all(check.ok for check in store.verify())
+(['default'], True)
+>>> store.close(); folder.cleanup()
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal
+
+from tbc.errors import (
+    InvalidAmountError,
+    StoreBusyError,
+    StoreCorruptError,
+    StoreError,
+    StoreFullError,
+    StoreMissingError,
+)
+from tbc.stores import schema
+from tbc.stores.chain import PoolCheck, follow, genesis
+from tbc.stores.rows import (
+    AccountRow,
+    AgentRow,
+    EventRow,
+    HoldRow,
+    LineRow,
+    LoanRow,
+    OpRow,
+    PartRow,
+    PoolRow,
+    PoolState,
+    RunRow,
+    StepRow,
+    StoreInfo,
+    TotalRow,
+)
+from tbc.stores.writer import Writer
+
+__all__ = ["SqliteStore"]
+
+#: Before this version two connections that write and checkpoint at once could damage a WAL file.
+_OLDEST_SQLITE: Final = (3, 51, 3)
+_PAGE: Final = 1_000
+_LOG_LIMIT: Final = 16 * 2**20
+_RESTORE: Final = "Stop writing to it, keep a copy of it, and restore a backup"
+
+
+class SqliteStore:
+    """Pools, journals and runs in one SQLite file.
+
+    Parameters
+    ----------
+    path : str or path
+        The file. Its folder is made if need be; both are readable by their owner alone.
+    synchronous : {"FULL", "EXTRA", "NORMAL"}, default "FULL"
+        ``"NORMAL"`` is faster, and a power cut may take the last transactions back.
+    create : bool, default True
+        Whether to make the file if there is none.
+    busy_timeout_s : float, default 5.0
+        How long to wait for others that write.
+
+    Raises
+    ------
+    StoreError
+        If the file cannot be used; the message says why and what to do.
+
+    Notes
+    -----
+    Thread-safe. A forked child may not use the store of its parent: it opens its own.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        synchronous: Literal["FULL", "EXTRA", "NORMAL"] = "FULL",
+        create: bool = True,
+        busy_timeout_s: float = 5.0,
+    ) -> None:
+        if synchronous not in ("FULL", "EXTRA", "NORMAL"):
+            raise InvalidAmountError("synchronous", synchronous, "'FULL', 'EXTRA' or 'NORMAL'")
+        self.path: Final = os.path.abspath(path)
+        self._synchronous = synchronous
+        self._busy_ms = int(busy_timeout_s * 1000)
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        self._apsw = self._import_apsw()
+        self._connection: Any = None
+        self._writing = False
+        with self._typed():
+            self._find_or_make(create)
+            connection = self._connect()
+            try:
+                self._ledger_id = self._check_and_migrate(connection)
+            except BaseException:
+                connection.close()
+                raise
+        self._connection = connection
+        self._file = self._identity()
+
+    # -- writing -----------------------------------------------------------------------------------------
+
+    def transaction(self) -> AbstractContextManager[Writer]:
+        """Return a block in which rows can be written: all of them are kept, or none.
+
+        It waits for other threads and processes. When the block has been left without an exception, what was
+        written is on the disk.
+
+        Raises
+        ------
+        StoreBusyError, StoreFullError, StoreError
+            Nothing was written.
+        """
+        return self._transaction()
+
+    @contextmanager
+    def _transaction(self) -> Generator[Writer]:
+        with self._ready() as connection:
+            if self._writing:
+                raise self._error(
+                    "a transaction is open in this thread", "Write in that one; do not nest them"
+                )
+            with self._typed():
+                connection.execute(schema.BEGIN)
+                self._writing = True
+                writer = Writer(self.path, self._ledger_id, connection)
+                try:
+                    yield writer
+                    writer.finish()
+                    connection.execute(schema.COMMIT)
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute(schema.ROLLBACK)
+                    raise
+                finally:
+                    writer.retire()
+                    self._writing = False
+
+    # -- reading -----------------------------------------------------------------------------------------
+
+    def pools(self) -> list[PoolRow]:
+        """Return the pools, oldest first."""
+        return self._rows(PoolRow, schema.POOLS)
+
+    def load_pool(self, pool: str, *, recent: int = 1_000) -> PoolState | None:
+        """Return everything to rebuild the books of a pool; ``None`` if there is no such pool.
+
+        Parameters
+        ----------
+        pool : str
+            Its name.
+        recent : int, default 1_000
+            How many of the last ended holds and answers to load; `find_hold` and `find_op` find older ones.
+        """
+        with self._reading() as connection:
+            row = connection.execute(schema.POOL, (pool,)).fetchone()
+            if row is None:
+                return None
+            agents = connection.execute(schema.AGENTS, (pool,)).fetchall()
+            accounts = connection.execute(schema.ACCOUNTS, (pool,)).fetchall()
+            opened = connection.execute(schema.OPEN_HOLDS, (pool,)).fetchall()
+            ended = connection.execute(schema.ENDED_HOLDS, (pool, recent)).fetchall()
+            ops = connection.execute(schema.LAST_OPS, (pool, recent)).fetchall()
+            return PoolState(
+                PoolRow._make(row),
+                tuple(_with_flags(AgentRow._make(each), "closed") for each in agents),
+                tuple(_with_flags(AccountRow._make(each), "capped") for each in accounts),
+                tuple(_whole_hold(connection, pool, each) for each in opened),
+                tuple(_whole_hold(connection, pool, each) for each in reversed(ended)),
+                tuple(OpRow._make(each) for each in reversed(ops)),
+            )
+
+    def find_hold(self, pool: str, *, hold_id: int | None = None, key: str | None = None) -> HoldRow | None:
+        """Return the hold with this id, or the last one with this key."""
+        by_id = hold_id is not None
+        with self._reading() as connection:
+            statement = schema.HOLD_BY_ID if by_id else schema.HOLD_BY_KEY
+            row = connection.execute(statement, (pool, hold_id if by_id else key)).fetchone()
+            return None if row is None else _whole_hold(connection, pool, row)
+
+    def find_op(self, pool: str, key: str) -> OpRow | None:
+        """Return the first answer under a key."""
+        return next(iter(self._rows(OpRow, schema.OP, pool, key)), None)
+
+    def entries(self, pool: str, since: int = 0) -> Iterator[LineRow]:
+        """Yield the lines of a pool's journal after line `since`, oldest first; others may write."""
+        while page := self._rows(LineRow, schema.PAGE, pool, since, _PAGE):
+            yield from (_with_flags(line, "estimated") for line in page)
+            since = page[-1].seq
+
+    def totals(self, pool: str) -> list[TotalRow]:
+        """Return the journal of a pool summed by axis, agent, kind, model, note and estimated."""
+        return [_with_flags(row, "estimated") for row in self._rows(TotalRow, schema.TOTALS, pool)]
+
+    def runs(self) -> list[RunRow]:
+        """Return the runs, oldest first."""
+        return self._rows(RunRow, schema.RUNS)
+
+    def run(self, run: str) -> RunRow | None:
+        """Return a run; ``None`` if there is no such run."""
+        return next(iter(self._rows(RunRow, schema.RUN, run)), None)
+
+    def steps(self, run: str) -> list[StepRow]:
+        """Return the steps of a run in the order in which they were first written."""
+        return self._rows(StepRow, schema.STEPS, run)
+
+    def events(self, run: str, since: int = 0) -> Iterator[EventRow]:
+        """Yield the events of a run after event `since`, oldest first."""
+        while page := self._rows(EventRow, schema.EVENTS, run, since, _PAGE):
+            yield from page
+            since = page[-1].seq
+
+    def info(self) -> StoreInfo:
+        """Return what the file is and how much it holds."""
+        with self._reading() as connection:
+            pools, runs, lines = connection.execute(schema.COUNTS).fetchone()
+            log = Path(f"{self.path}-wal")
+            return StoreInfo(
+                path=self.path,
+                ledger_id=self._ledger_id,
+                sqlite=self._apsw.sqlite_lib_version(),
+                schema=connection.pragma("user_version"),
+                epoch=int(_meta(connection, "restore_epoch")),
+                created_at=float(_meta(connection, "created_at")),
+                size=os.stat(self.path).st_size,
+                log_size=log.stat().st_size if log.exists() else 0,
+                pools=pools,
+                runs=runs,
+                lines=lines or 0,
+            )
+
+    # -- looking after it ----------------------------------------------------------------------------------
+
+    def verify(self, pool: str | None = None) -> list[PoolCheck]:
+        """Check the chain of every journal (or of one), and every number of the books against it.
+
+        The accounts must be the sums of the journal, and what they hold the sum of the open holds. Others may
+        write meanwhile: what is checked is the moment of the call.
+
+        Raises
+        ------
+        StoreCorruptError
+            If the file is so damaged that it cannot be read.
+        """
+        with self._aside() as connection:
+            connection.execute(schema.BEGIN_READING)
+            wanted = [PoolRow._make(row) for row in connection.execute(schema.POOLS)]
+            if pool is not None:
+                wanted = [row for row in wanted if row.pool == pool]
+                if not wanted:
+                    raise InvalidAmountError("pool", pool, "a pool of this store")
+            return [_check(connection, self._ledger_id, row) for row in wanted]
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the store into a new file while others go on writing.
+
+        The copy counts as another epoch of the same books, so that a restored past can be told from them.
+
+        Raises
+        ------
+        StoreError
+            If there is a file already.
+        """
+        target = os.path.abspath(path)
+        _make_folder(target)
+
+        def copy(connection: Any) -> None:
+            with self._aside() as source, connection.backup("main", source, "main") as copying:
+                copying.step()
+            epoch = int(_meta(connection, "restore_epoch")) + 1
+            connection.execute(schema.PUT_META, ("restore_epoch", str(epoch)))
+            connection.execute(schema.PUT_META, ("clean_shutdown", _one(connection, schema.VERSIONS)))
+            self._check_pages(connection, "quick_check")
+
+        with self._typed():
+            if not self._make_whole(target, copy):
+                raise StoreError(target, "there is a file already", "Name a new file for the backup")
+
+    def close(self) -> None:
+        """Write the log into the file and let go of it; a second time changes nothing."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            connection, self._connection = self._connection, None
+            if connection is None:
+                return
+            if self._writing:
+                self._connection = connection
+                raise self._error("a transaction is open", "Leave its block before close()")
+            with self._typed():
+                try:
+                    # Not waiting for others: the next one to close, or to open, does it as well.
+                    connection.set_busy_timeout(0)
+                    with suppress(self._apsw.BusyError, self._apsw.FullError):
+                        connection.execute(schema.BEGIN)
+                        versions = _one(connection, schema.VERSIONS)
+                        connection.execute(schema.PUT_META, ("clean_shutdown", versions))
+                        connection.execute(schema.COMMIT)
+                        connection.wal_checkpoint("main", self._apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                finally:
+                    connection.close(True)
+
+    def __enter__(self) -> SqliteStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<SqliteStore {self.path!r}>"
+
+    # -- opening -------------------------------------------------------------------------------------------
+
+    def _import_apsw(self) -> Any:
+        try:
+            import apsw
+        except ImportError as error:
+            raise self._error(
+                "apsw is not installed", 'Install it with:  pip install "tbc[sqlite]"'
+            ) from error
+        version = apsw.sqlite_lib_version()
+        if tuple(int(part) for part in version.split(".")[:3]) < _OLDEST_SQLITE:
+            oldest = ".".join(str(part) for part in _OLDEST_SQLITE)
+            raise self._error(
+                f"apsw brings SQLite {version}, which can damage files that several processes write to",
+                f'SQLite {oldest} or later is needed:  pip install -U "tbc[sqlite]"',
+            )
+        return apsw
+
+    def _find_or_make(self, create: bool) -> None:
+        """See to it that there is a file that may be written to."""
+        path = Path(self.path)
+        if not path.exists():
+            log = Path(f"{self.path}-wal")
+            if log.exists() and log.stat().st_size:
+                raise self._missing(
+                    f"the file is missing, but its log {log.name!r} is there",
+                    "Put the file back beside its log, or move the log away to begin anew",
+                )
+            if not create:
+                raise self._missing(
+                    "there is no such file", "Check the path; what writes there makes the file"
+                )
+            try:
+                _make_folder(self.path)
+                self._make_whole(self.path, _install)
+            except OSError as error:
+                raise self._error(f"the file cannot be made: {error}", "Name a folder to write in") from error
+        if not path.is_file():
+            raise self._error("that is not a file", "Name a file")
+        for place in (path.parent, path):
+            if not os.access(place, os.W_OK):
+                raise self._error(
+                    f"{str(place)!r} is read-only", "Make it writable, or copy the store elsewhere"
+                )
+        if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+            try:
+                path.chmod(0o600)
+            except OSError as error:
+                raise self._error(
+                    "others can read the file", f"Let its owner run: chmod 600 {path}"
+                ) from error
+
+    def _make_whole(self, path: str, fill: Callable[[Any], None]) -> bool:
+        """Make a file that appears whole or not at all; return whether it is ours."""
+        folder = os.path.dirname(path)
+        handle, new = tempfile.mkstemp(
+            prefix=f".{os.path.basename(path)}.", dir=folder
+        )  # readable by us alone
+        os.close(handle)
+        try:
+            connection = self._apsw.Connection(new)
+            try:
+                fill(connection)
+                if connection.pragma("journal_mode", "WAL") != "wal":
+                    raise StoreError(path, "its file system cannot share memory", "Use a local disk")
+            finally:
+                connection.close()
+            with open(new, "rb+") as file:
+                os.fsync(file.fileno())
+            try:
+                os.link(new, path)  # fails if another process was faster
+            except FileExistsError:
+                return False
+        finally:
+            for each in (new, f"{new}-wal", f"{new}-shm", f"{new}-journal"):
+                with suppress(FileNotFoundError):
+                    os.unlink(each)
+        if os.name == "posix":
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        return True
+
+    def _connect(self) -> Any:
+        """Return a connection, after a look at whose file it is and before anything is written."""
+        connection = self._apsw.Connection(self.path, flags=self._apsw.SQLITE_OPEN_READWRITE)
+        try:
+            connection.set_busy_timeout(self._busy_ms)
+            try:
+                application = connection.pragma("application_id")
+            except self._apsw.NotADBError as error:
+                raise self._error("that is not a database of tbc", "Name another file") from error
+            if application != schema.APPLICATION_ID:
+                raise self._error("that is a database of another application", "Name another file")
+            newest, version = len(schema.MIGRATIONS), connection.pragma("user_version")
+            if version > newest:
+                raise self._error(
+                    f"its tables are of version {version}, and this tbc knows up to {newest}",
+                    "Upgrade tbc: pip install -U tbc",
+                )
+            if version < 1:
+                raise StoreCorruptError(self.path, f"version {version} of the tables never was", _RESTORE)
+            if connection.pragma("journal_mode", "WAL") != "wal":
+                raise self._error("its file system cannot share memory", "Use a local disk")
+            for name, value in (
+                ("synchronous", self._synchronous),
+                ("foreign_keys", 1),
+                ("trusted_schema", 0),
+                ("cell_size_check", 1),
+                ("mmap_size", 0),
+                ("journal_size_limit", _LOG_LIMIT),
+            ):
+                connection.pragma(name, value)
+        except BaseException:
+            connection.close(True)
+            raise
+        return connection
+
+    def _check_and_migrate(self, connection: Any) -> str:
+        """Check the file's pages, bring its tables up to date and return its id."""
+        orderly = _meta(connection, "clean_shutdown") == _one(connection, schema.VERSIONS)
+        self._check_pages(connection, "quick_check" if orderly else "integrity_check")
+        version = connection.pragma("user_version")
+        for number, text in enumerate(schema.MIGRATIONS[:version], start=1):
+            if _meta(connection, f"migration_{number}") != schema.checksum(text):
+                raise StoreCorruptError(
+                    self.path, f"its tables of version {number} were made by other statements", _RESTORE
+                )
+        if version < len(schema.MIGRATIONS):
+            connection.execute(schema.BEGIN)
+            try:
+                _migrate(connection, connection.pragma("user_version"))
+                connection.execute(schema.COMMIT)
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute(schema.ROLLBACK)
+                raise
+        ledger_id = _meta(connection, "ledger_id")
+        if not ledger_id:
+            raise StoreCorruptError(self.path, "it has no id", _RESTORE)
+        return str(ledger_id)
+
+    def _check_pages(self, connection: Any, check: str) -> None:
+        found = connection.pragma(check)
+        if found != "ok":
+            first = found if isinstance(found, str) else found[0]
+            raise StoreCorruptError(self.path, f"{check} says: {first}", _RESTORE)
+
+    # -- using the connection ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _ready(self) -> Generator[Any]:
+        """Yield the connection, under the lock, if it is still ours and the file still there."""
+        if self._pid != os.getpid():  # before the lock: another thread may have had it at the fork
+            raise self._error("it was opened before the fork", "Open a store of its own in the child process")
+        with self._lock:
+            if self._connection is None:
+                raise self._error("it is closed", "Open it again")
+            if self._identity() != self._file:
+                raise self._missing("the file was removed or replaced while it was open", "Put it back")
+            yield self._connection
+
+    @contextmanager
+    def _reading(self) -> Generator[Any]:
+        """Yield the connection within a transaction: the open one, or one that reads one moment."""
+        with self._ready() as connection, self._typed():
+            if self._writing:
+                yield connection
+                return
+            connection.execute(schema.BEGIN_READING)
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute(schema.ROLLBACK)
+
+    @contextmanager
+    def _aside(self) -> Generator[Any]:
+        """Yield a connection of its own for what takes long, so that nobody has to wait for it."""
+        with self._ready():
+            pass
+        with self._typed():
+            connection = self._connect()
+            try:
+                yield connection
+            finally:
+                connection.close(True)
+
+    def _rows(self, row: Any, statement: str, *values: object) -> list[Any]:
+        with self._ready() as connection, self._typed():
+            return [row._make(each) for each in connection.execute(statement, values)]
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    # -- errors ----------------------------------------------------------------------------------------------
+
+    def _error(self, reason: str, remedy: str) -> StoreError:
+        return StoreError(self.path, reason, remedy)
+
+    def _missing(self, reason: str, remedy: str) -> StoreError:
+        return StoreMissingError(self.path, reason, remedy)
+
+    @contextmanager
+    def _typed(self) -> Generator[None]:
+        """Turn what SQLite says into errors of `tbc`."""
+        apsw = self._apsw
+        try:
+            yield
+        except (apsw.BusyError, apsw.LockedError) as error:
+            raise StoreBusyError(
+                self.path, f"others kept it locked for {self._busy_ms / 1000:g} s", "Try again"
+            ) from error
+        except apsw.FullError as error:
+            raise StoreFullError(self.path, "there is no room left", "Make room and try again") from error
+        except (apsw.CorruptError, apsw.NotADBError) as error:
+            raise StoreCorruptError(self.path, f"it is damaged ({error})", _RESTORE) from error
+        except apsw.ConstraintError as error:
+            raise self._error(
+                f"a row breaks a rule of the tables ({error})", "Nothing was written"
+            ) from error
+        except apsw.Error as error:
+            raise self._error(f"SQLite says: {error}", "Check the disk and the permissions") from error
+
+
+def _make_folder(path: str) -> None:
+    Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _install(connection: Any) -> None:
+    """Fill an empty file."""
+    connection.pragma("application_id", schema.APPLICATION_ID)
+    connection.execute(schema.BEGIN)
+    _migrate(connection, 0)
+    connection.execute(schema.PUT_META, ("clean_shutdown", _one(connection, schema.VERSIONS)))
+    connection.execute(schema.COMMIT)
+
+
+def _migrate(connection: Any, version: int) -> None:
+    """Bring the tables up to date, within a transaction."""
+    for number, text in enumerate(schema.MIGRATIONS[version:], start=version + 1):
+        connection.execute(text)
+        connection.execute(schema.PUT_META, (f"migration_{number}", schema.checksum(text)))
+        connection.pragma("user_version", number)
+
+
+def _one(connection: Any, statement: str, *values: object) -> Any:
+    row = connection.execute(statement, values).fetchone()
+    return None if row is None else row[0]
+
+
+def _meta(connection: Any, key: str) -> Any:
+    return _one(connection, schema.META, key)
+
+
+def _with_flags(row: Any, *names: str) -> Any:
+    """Return a row whose flags, kept as 0 and 1, are ``bool``."""
+    return row._replace(**{name: bool(getattr(row, name)) for name in names})
+
+
+def _whole_hold(connection: Any, pool: str, row: tuple[Any, ...]) -> HoldRow:
+    parts = connection.execute(schema.PARTS, (pool, row[0]))
+    loans = connection.execute(schema.LOANS, (pool, row[0]))
+    return HoldRow._make(
+        (*row, tuple(map(PartRow._make, parts.fetchall())), tuple(map(LoanRow._make, loans.fetchall())))
+    )
+
+
+def _check(connection: Any, ledger_id: str, pool: PoolRow) -> PoolCheck:
+    """Check a pool's journal, and its books against it."""
+    lines = connection.execute(schema.CHAIN, (pool.pool,))
+    check, sums = follow(pool.pool, genesis(ledger_id, pool.pool), lines, pool.seq, pool.head)
+    if not check.ok:
+        return check
+    accounts = {
+        (row.agent, row.axis): [row.allocated, row.consumed, row.held, row.unpriced]
+        for row in map(AccountRow._make, connection.execute(schema.ACCOUNTS, (pool.pool,)))
+    }
+    nothing = [0, 0, 0, 0]
+    for agent, axis in sorted(accounts.keys() | sums.keys()):
+        booked, summed = accounts.get((agent, axis), nothing), sums.get((agent, axis), nothing)
+        names = zip(("allocated", "consumed", "held", "unpriced"), booked, summed, strict=True)
+        for name, ours, theirs in names:
+            if ours != theirs:
+                said = f"{name} of {agent!r} on {axis} is {ours}, and the journal says {theirs}"
+                return check._replace(problem=said)
+    held = {(agent, axis): amount for agent, axis, amount in connection.execute(schema.HELD, (pool.pool,))}
+    for agent, axis in sorted(accounts.keys() | held.keys()):
+        ours, theirs = accounts.get((agent, axis), nothing)[2], held.get((agent, axis), 0)
+        if ours != theirs:
+            return check._replace(
+                problem=f"{agent!r} holds {ours} {axis}, and its open holds sum to {theirs}"
+            )
+    return check
