@@ -2,9 +2,9 @@
 
 Every line has the SHA-256 of the hash before it and its own canonical form: the JSON array of its fields in
 the order of `Fields`, ASCII only, without spaces. Before the first line stands a hash of the file's id and
-the pool's name, so that no journal passes for that of another pool. The pool's row keeps the newest hash, which
-finds a tail that was cut off. Who can rewrite the whole file can rewrite the chain too: against that, keep a
-head (`PoolRow.head`) in another place.
+the pool's name, so that no journal passes for that of another pool. The pool's row keeps the newest hash,
+which finds a tail that was cut off. Who can rewrite the whole file can rewrite the chain too: against that,
+keep a head (`PoolRow.head`) in another place.
 """
 
 from __future__ import annotations

@@ -265,12 +265,11 @@ class SqliteStore:
         """
         with self._aside() as connection:
             connection.execute(schema.BEGIN_READING)
-            wanted = [PoolRow._make(row) for row in connection.execute(schema.POOLS)]
-            if pool is not None:
-                wanted = [row for row in wanted if row.pool == pool]
-                if not wanted:
-                    raise InvalidAmountError("pool", pool, "a pool of this store")
-            return [_check(connection, self._ledger_id, row) for row in wanted]
+            asked = (schema.POOLS, ()) if pool is None else (schema.POOL, (pool,))
+            rows = connection.execute(*asked).fetchall()
+            if pool is not None and not rows:
+                raise InvalidAmountError("pool", pool, "a pool of this store")
+            return [_check(connection, self._ledger_id, PoolRow._make(row)) for row in rows]
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the store into a new file while others go on writing.
