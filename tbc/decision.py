@@ -149,7 +149,8 @@ class Decision:
     def remedy(self) -> str:
         """What would make it pass, in one sentence; empty if it passes."""
         available = self.available or 0
-        missing = self.requested - available
+        # What is owed must be paid first: `available` is never below 0, this may be.
+        missing = self.requested - ((self.remaining or 0) + self.treasury + self.siblings + self.ancestors)
         match self.status:
             case Status.GATE_CLOSED:
                 return f"reset_confidence({self.agent_name!r}) opens the gate again."

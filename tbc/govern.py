@@ -14,6 +14,7 @@ in flight write beyond it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from bisect import bisect_left, insort
@@ -28,7 +29,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from tbc.contract import check_amount, check_seconds
-from tbc.errors import InvalidContractError, OverrunError
+from tbc.errors import HoldEndedError, InvalidContractError, OverrunError
 from tbc.holds import CURRENT_HOLD
 from tbc.streams import AsyncStream, Stream, follow, follow_async
 
@@ -114,7 +115,9 @@ class Governor:
         self.cap_kwarg = cap_kwarg
         self.usage_fn = usage_fn
         self.raise_overrun = on_overrun == "raise"
-        proofs = (not_sent,) if isinstance(not_sent, type) else tuple(not_sent)
+        proofs = not_sent if isinstance(not_sent, tuple) else (not_sent,)
+        if not all(isinstance(proof, type) and issubclass(proof, BaseException) for proof in proofs):
+            raise InvalidContractError(f"not_sent takes exception types, not {not_sent!r}")
         self.not_sent = (BaseException,) if on_error == "void" else proofs
         self.expires_s = check_seconds("expires_s", expires_s)
 
@@ -277,9 +280,9 @@ class _Call:
 
     def finish_or_follow(self, result: Any) -> Any:
         """End the hold, or follow what is still to be consumed."""
-        if hasattr(result, "__next__"):
+        if hasattr(type(result), "__next__"):
             return Stream(self, result)
-        if hasattr(result, "__anext__"):
+        if hasattr(type(result), "__anext__"):
             return AsyncStream(self, result)
         if inspect.isawaitable(result):
             return self.await_result(result)
@@ -301,7 +304,8 @@ class _Call:
             self.streamed_tokens += self._manager.count(text, model=self.model)
         now = self._manager.now()
         if now >= self._keep_until and self.hold.state == "open":
-            self.hold.extend(expires_s=self._governor.expires_s)
+            with contextlib.suppress(HoldEndedError):  # it expired in the pause: the settle will be late
+                self.hold.extend(expires_s=self._governor.expires_s)
             self._keep_until = now + self._governor.expires_s / 2
 
     def finish_stream(self, result: Any = None) -> None:
@@ -362,27 +366,27 @@ class _Call:
         output: int | None = None
         if usage is not None:
             used, output = usage.tokens, usage.output_tokens
-        counted = 0
+        counted: int | None = 0
         if used is None:
             counted = self._count_reply(result)
         elif output is None:
             output = max(0, used - self.input_tokens)
         self._settle(used, counted, output, result=result, problem=problem)
 
-    def _count_reply(self, result: Any) -> int:
-        """Return input plus counted output; the whole hold if the reply cannot be read at all."""
+    def _count_reply(self, result: Any) -> int | None:
+        """Return input plus counted output; ``None`` if the reply cannot be read at all."""
         from tbc.usage import reply_text
 
         text = reply_text(result)
         counted = self._manager.count(result if text is None else text, model=self.model)
         if not counted and text is None and not isinstance(result, _PLAIN):
-            return self.hold.tokens
+            return None
         return self.input_tokens + counted
 
     def _settle(
         self,
         used: int | None,
-        counted: int,
+        counted: int | None,
         output: int | None,
         *,
         result: Any = None,
@@ -396,13 +400,15 @@ class _Call:
             elif hold.recorded:
                 hold.settle(hold.recorded)
             else:
-                hold.settle(counted, estimated=True)
+                hold.settle(hold.tokens if counted is None else counted, estimated=True)
         settlement = hold.settlement
         assert settlement is not None, "the hold has ended"
         if output is None:
             output = max(0, settlement.tokens - self.input_tokens)
-        history = self._manager.output_history(governor.agent_name)
-        history.add(output, cut_off=self.cap_from_history and output >= self.cap > 0)
+        if used is not None or counted is not None or hold.recorded:  # what nobody knows teaches nothing
+            told = self.cap_from_history and governor.cap_kwarg is not None
+            history = self._manager.output_history(governor.agent_name)
+            history.add(output, cut_off=told and output >= self.cap > 0)
         if problem is not None:
             raise problem
         if governor.confidence_fn is not None and (result is not None or not self.streamed):

@@ -6,6 +6,7 @@ A hold only carries numbers and knows how it wants to end; what may be decided a
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import ContextVar, Token
 from types import TracebackType
@@ -25,6 +26,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 State = Literal["open", "settled", "voided", "expired"]
+
+#: Threads of one call may record at once.
+_RECORDING = threading.Lock()
 
 CURRENT_HOLD: ContextVar[Hold | None] = ContextVar("tbc_current_hold", default=None)
 
@@ -82,6 +86,9 @@ class Desk(Protocol):
 
     def extend_hold(self, hold: Hold, tokens: int, expires_s: float | None, key: str | None) -> None:
         """Set more aside, or for longer."""
+
+    def end_later(self, hold: Hold, tokens: int | None, *, estimated: bool) -> None:
+        """Settle (``None``: void) without ever waiting."""
 
     def remaining(self, agent_name: str) -> int | None:
         """Return what the agent has left."""
@@ -205,7 +212,9 @@ class Hold:
 
     def record(self, tokens: int) -> None:
         """Note `tokens` more as used for certain; booked if the call ends in an exception."""
-        self._noted().recorded += check_amount("tokens", tokens)
+        tokens = check_amount("tokens", tokens)
+        with _RECORDING:
+            self._noted().recorded += tokens
 
     def expect_input(self, tokens: int) -> None:
         """Note the tokens of the call's input: what is booked if the call ends in an exception."""
@@ -309,15 +318,23 @@ class Hold:
         if self.state in ("settled", "voided"):
             return
         known_input = None if self._notes is None else self._notes.input_tokens
+        tokens: int | None = self.tokens
+        estimated = True
         if isinstance(error, (NotSent, *not_sent)):
-            if self.state == "open":
-                self.void()
+            if self.state != "open":
+                return
+            tokens = None
         elif self.recorded:
-            self.settle(self.recorded, estimated=error is not None)
+            tokens, estimated = self.recorded, error is not None
         elif error is not None and known_input is not None:
-            self.settle(known_input, estimated=True)
+            tokens = known_input
+        if isinstance(error, GeneratorExit):
+            # Why: garbage collection closes what was left suspended, also while this thread has the lock.
+            self._desk.end_later(self, tokens, estimated=estimated)
+        elif tokens is None:
+            self.void()
         else:
-            self.settle(self.tokens, estimated=True)
+            self.settle(tokens, estimated=estimated)
 
 
 class PendingHold(Awaitable[Hold]):

@@ -389,15 +389,17 @@ class BudgetManager:
         if isinstance(refused, Decision) and self._mode == "enforce":
             raise lifecycle.refusal(refused)
 
-    def end_later(self, hold: Hold, tokens: int, *, estimated: bool) -> None:
-        """Settle without ever waiting for the lock, at once or with the next operation.
+    def end_later(self, hold: Hold, tokens: int | None, *, estimated: bool) -> None:
+        """Settle (``None``: void) without ever waiting for the lock, at once or with the next operation.
 
         For finalizers: garbage collection may run them anywhere, also inside of an operation.
         """
 
         def end(now: float) -> None:
-            if hold.state in ("open", "expired"):
+            if tokens is not None and hold.state in ("open", "expired"):
                 lifecycle.settle(self.ledger, hold, tokens, now, estimated)
+            elif tokens is None and hold.state == "open":
+                lifecycle.void(self.ledger, hold, now)
 
         self.ledger.defer(end)
         if self._lock.acquire(blocking=False):

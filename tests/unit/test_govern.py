@@ -654,3 +654,63 @@ def test_govern_of_a_closed_agent_is_refused(manager):
         manager.govern("a")
     with pytest.raises(tbc.AgentClosedError):
         governed()
+
+
+class Unreadable:
+    """A reply without usage or text."""
+
+
+def test_replies_that_cannot_be_read_do_not_make_holds_grow():
+    manager = tbc.BudgetManager(max_tokens=10**9)
+    manager.register_agent("a")
+    call = manager.govern("a")(Unreadable)
+    for _ in range(20):
+        call()
+    assert {entry.tokens for entry in manager.ledger.history("a")} == {512}
+
+
+def test_an_output_that_no_provider_cut_counts_once():
+    manager = tbc.BudgetManager(max_tokens=10**9)
+    manager.register_agent("a")
+    call = manager.govern("a", usage_fn=lambda reply: 700)(lambda: "x")
+    for _ in range(12):
+        call()
+    assert manager.output_history("a").p90() == 700
+
+
+def test_a_stream_that_pauses_longer_than_its_hold_lives_is_settled_late():
+    clock = tbc.clock.ManualClock()
+    manager = tbc.BudgetManager(max_tokens=10**6, clock=clock)
+    manager.register_agent("a")
+
+    @manager.govern("a", expires_s=600)
+    def stream():
+        yield from ("one ", "two ", "three ")
+
+    chunks = []
+    for chunk in stream():
+        chunks.append(chunk)
+        clock.advance(700)
+    assert chunks == ["one ", "two ", "three "]
+    assert manager.accounts()[1].held == 0
+    assert manager.accounts()[1].consumed > 0
+
+
+@pytest.mark.parametrize("not_sent", [(1,), "x", (ValueError("x"),), 5, int])
+def test_what_is_no_exception_type_proves_nothing(not_sent):
+    manager = tbc.BudgetManager()
+    manager.register_agent("a")
+    with pytest.raises(tbc.InvalidContractError, match="exception types"):
+        manager.govern("a", not_sent=not_sent)
+
+
+def test_a_reply_that_answers_every_attribute_is_no_stream():
+    class Permissive(dict):
+        def __getattr__(self, name):
+            return self.get(name)
+
+    manager = tbc.BudgetManager(max_tokens=10**6)
+    manager.register_agent("a")
+    reply = Permissive(usage={"prompt_tokens": 100, "completion_tokens": 50})
+    assert manager.govern("a")(lambda: reply)() is reply
+    assert manager.ledger.consumed("a") == 150

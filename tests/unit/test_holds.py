@@ -363,3 +363,13 @@ def test_numpy_integers_are_integers(manager):
     hold = manager.hold("high", np.int64(50))
     assert type(hold.tokens) is int
     assert type(hold.settle(np.int32(20)).tokens) is int
+
+
+def test_the_remedy_of_an_agent_in_debt_pays_the_debt_too():
+    manager = tbc.BudgetManager()
+    manager.register_agent("a", max_tokens=100, min_reserve=0)
+    with pytest.raises(tbc.OverrunError):
+        manager.record_usage("a", 600)
+    assert "top up by 600" in manager.decide("a", 100).remedy
+    manager.top_up("a", 600)
+    assert manager.decide("a", 100).allowed
