@@ -12,11 +12,14 @@ BudgetContract(agent_name='writer', priority=9, max_tokens=500, min_reserve=50, 
 from __future__ import annotations
 
 import operator
-from typing import Any
+from decimal import Decimal
+from typing import Any, NamedTuple
 
 import attrs
 
+from tbc.axes import CALLS, MAX_AMOUNT, TOKENS, USD, Axis
 from tbc.errors import InvalidAmountError, InvalidContractError
+from tbc.money import to_nano, to_usd
 
 __all__ = [
     "MAX_AMOUNT",
@@ -27,9 +30,6 @@ __all__ = [
     "check_name",
     "check_seconds",
 ]
-
-#: The largest amount of any one value: exact in JSON, JavaScript and Lua too.
-MAX_AMOUNT = 2**53 - 1
 
 #: Name of the root account: the manager-wide cap and treasury. No agent may take it.
 ROOT = "(root)"
@@ -82,12 +82,15 @@ def check_name(value: object) -> str:
     return value
 
 
-def _as_given(min_reserve: int | None) -> int:
-    """Tell the type checker that ``None`` is accepted here, and what becomes of it below."""
-    return min_reserve  # type: ignore[return-value]
+class _OtherCaps(NamedTuple):
+    """Terms on axes other than tokens, in the units of the books."""
+
+    usd: int | None
+    usd_reserve: int
+    calls: int | None
 
 
-@attrs.define(frozen=True, slots=True, weakref_slot=False)
+@attrs.define(frozen=True, slots=True, weakref_slot=False, init=False, repr=False)
 class BudgetContract:
     """An agent's terms.
 
@@ -104,9 +107,18 @@ class BudgetContract:
         of `max_tokens`, rounded down.
     confidence_threshold : float, optional
         From 0 to 1: once a reported confidence reaches it, the agent may spend no more.
+    max_usd : Decimal, str, int or float, optional
+        What it owns in dollars; as `max_tokens`. Fractions of a nano-dollar are cut off.
+    min_reserve_usd : Decimal, str, int or float, default 0
+        Dollars that no transfer and no descendant may take.
+    max_calls : int, optional
+        How many calls it owns; as `max_tokens`.
 
     Attributes
     ----------
+    max_usd : Decimal or None
+    min_reserve_usd : Decimal
+    max_calls : int or None
     last_confidence : float or None
         The confidence reported last; written by the manager, never by users.
 
@@ -117,35 +129,100 @@ class BudgetContract:
     """
 
     agent_name: str
-    priority: int = 1
-    max_tokens: int | None = 1000
-    min_reserve: int = attrs.field(default=None, converter=_as_given)
-    confidence_threshold: float | None = None
-    last_confidence: float | None = attrs.field(default=None, init=False, eq=False, repr=False)
+    priority: int
+    max_tokens: int | None
+    min_reserve: int
+    confidence_threshold: float | None
+    _others: _OtherCaps | None
+    last_confidence: float | None = attrs.field(eq=False)
 
-    def __attrs_post_init__(self) -> None:
-        put = object.__setattr__
-        check_name(self.agent_name)
-        put(self, "priority", check_amount("priority", self.priority, least=1))
-        if self.max_tokens is not None:
-            put(self, "max_tokens", check_amount("max_tokens", self.max_tokens))
-        owned = self.max_tokens or 0
-        if self.min_reserve is None:
-            put(self, "min_reserve", owned // 10)
-        elif check_amount("min_reserve", self.min_reserve) > owned:
-            raise InvalidAmountError(
-                "min_reserve", self.min_reserve, f"between 0 and max_tokens ({self.max_tokens})"
-            )
-        if self.confidence_threshold is not None:
-            threshold = check_fraction("confidence_threshold", self.confidence_threshold)
-            put(self, "confidence_threshold", threshold)
+    def __init__(
+        self,
+        agent_name: str,
+        priority: int = 1,
+        max_tokens: int | None = 1000,
+        min_reserve: int | None = None,
+        confidence_threshold: float | None = None,
+        *,
+        max_usd: Decimal | str | float | None = None,
+        min_reserve_usd: Decimal | str | float | None = None,
+        max_calls: int | None = None,
+    ) -> None:
+        check_name(agent_name)
+        priority = check_amount("priority", priority, least=1)
+        if max_tokens is not None:
+            max_tokens = check_amount("max_tokens", max_tokens)
+        owned = max_tokens or 0
+        if min_reserve is None:
+            min_reserve = owned // 10
+        elif check_amount("min_reserve", min_reserve) > owned:
+            raise InvalidAmountError("min_reserve", min_reserve, f"between 0 and max_tokens ({max_tokens})")
+        if confidence_threshold is not None:
+            confidence_threshold = check_fraction("confidence_threshold", confidence_threshold)
+        others = None
+        if max_usd is not None or min_reserve_usd is not None or max_calls is not None:
+            others = _check_others(max_usd, min_reserve_usd, max_calls)
+        self.__attrs_init__(agent_name, priority, max_tokens, min_reserve, confidence_threshold, others, None)
+
+    def __repr__(self) -> str:
+        names = ["agent_name", "priority", "max_tokens", "min_reserve", "confidence_threshold"]
+        if self._others is not None:
+            names += ["max_usd", "min_reserve_usd", "max_calls"]
+        return f"BudgetContract({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+    @property
+    def max_usd(self) -> Decimal | None:
+        """Dollars that it owns; ``None`` = no cap of its own."""
+        cap = self.cap(USD)
+        return None if cap is None else to_usd(cap)
+
+    @property
+    def min_reserve_usd(self) -> Decimal:
+        """Dollars that no transfer and no descendant may take."""
+        return to_usd(self.reserve(USD))
+
+    @property
+    def max_calls(self) -> int | None:
+        """Calls that it owns; ``None`` = no cap of its own."""
+        return self.cap(CALLS)
+
+    def cap(self, axis: Axis) -> int | None:
+        """Return what it owns on an axis, in the unit of the books; ``None`` = no cap of its own."""
+        if axis == TOKENS:
+            return self.max_tokens
+        if self._others is None:
+            return None
+        return self._others.usd if axis == USD else self._others.calls
+
+    def reserve(self, axis: Axis) -> int:
+        """Return what no transfer may take on an axis, in the unit of the books."""
+        if axis == TOKENS:
+            return self.min_reserve
+        return self._others.usd_reserve if self._others is not None and axis == USD else 0
 
     def with_terms(self, **terms: Any) -> BudgetContract:
         """Return a copy with other terms that remembers the same last confidence."""
-        contract = attrs.evolve(self, **terms)
+        old: dict[str, Any] = {
+            "priority": self.priority,
+            "max_tokens": self.max_tokens,
+            "min_reserve": self.min_reserve,
+            "confidence_threshold": self.confidence_threshold,
+            "max_usd": self.max_usd,
+            "min_reserve_usd": None if self._others is None else self.min_reserve_usd,
+            "max_calls": self.max_calls,
+        }
+        contract = BudgetContract(self.agent_name, **{**old, **terms})
         contract.note_confidence(self.last_confidence)
         return contract
 
     def note_confidence(self, confidence: float | None) -> None:
         """Set `last_confidence`; for the manager, under its lock."""
         object.__setattr__(self, "last_confidence", confidence)
+
+
+def _check_others(max_usd: object, min_reserve_usd: object, max_calls: object) -> _OtherCaps:
+    usd = None if max_usd is None else to_nano("max_usd", max_usd, up=False)
+    reserve = 0 if min_reserve_usd is None else to_nano("min_reserve_usd", min_reserve_usd)
+    if reserve > (usd or 0):
+        raise InvalidAmountError("min_reserve_usd", min_reserve_usd, f"between 0 and max_usd ({max_usd})")
+    return _OtherCaps(usd, reserve, None if max_calls is None else check_amount("max_calls", max_calls))

@@ -7,7 +7,9 @@ from typing import Literal, NamedTuple
 
 import attrs
 
-__all__ = ["Decision", "Kind", "Mode", "Settlement", "Status", "Transfer"]
+from tbc.axes import TOKENS, Axis, format_amount
+
+__all__ = ["Booking", "Decision", "Kind", "Mode", "Settlement", "Status", "Transfer"]
 
 #: ``"enforce"``: refusals raise. ``"audit"``: nothing is refused; what would have been is reported.
 Mode = Literal["enforce", "audit"]
@@ -76,21 +78,32 @@ class Transfer:
     ----------
     donor, recipient : str
         Account names; the treasury of the top level is `tbc.ROOT`.
-    tokens : int
-        How much, > 0.
+    amount : int
+        How much, > 0, in the unit of the axis.
     kind : Kind
         Why.
+    axis : {"tokens", "usd", "calls"}
+        Of what.
     """
 
     donor: str
     recipient: str
-    tokens: int
+    amount: int
     kind: Kind
+    axis: Axis = TOKENS
+
+    @property
+    def tokens(self) -> int:
+        """Tokens moved; 0 on another axis."""
+        return self.amount if self.axis == TOKENS else 0
 
 
 @attrs.frozen
 class Decision:
-    """ALLOW or REFUSE, and every number behind it. Amounts are tokens.
+    """ALLOW or REFUSE, and every number behind it.
+
+    A request on several axes is decided on all of them at once; the numbers are those of the axis that
+    binds: what refuses comes first, then what needs loans. Amounts are in the unit of that axis.
 
     Attributes
     ----------
@@ -114,6 +127,12 @@ class Decision:
         Whether a refusal binds.
     confidence, confidence_threshold : float or None
         The gate's numbers.
+    axis : {"tokens", "usd", "calls"}
+        Where the numbers are from.
+    others : tuple of Decision
+        The same for every other axis that was asked.
+    note : str
+        What else was decided, in words (e.g. that a fallback model was taken).
     """
 
     agent_name: str
@@ -129,6 +148,13 @@ class Decision:
     mode: Mode = "enforce"
     confidence: float | None = None
     confidence_threshold: float | None = None
+    axis: Axis = TOKENS
+    others: tuple[Decision, ...] = ()
+    note: str = ""
+
+    def on(self, axis: Axis) -> Decision | None:
+        """Return the decision on one axis; ``None`` if it was not asked."""
+        return next((each for each in (self, *self.others) if each.axis == axis), None)
 
     @property
     def verdict(self) -> Literal["ALLOW", "REFUSE"]:
@@ -142,40 +168,82 @@ class Decision:
 
     @property
     def shortfall(self) -> int:
-        """Tokens that the agent does not have itself, its debt included."""
+        """What the agent does not have itself, its debt included."""
         return 0 if self.remaining is None else max(0, self.requested - self.remaining)
 
     @property
     def remedy(self) -> str:
         """What would make it pass, in one sentence; empty if it passes."""
         available = self.available or 0
-        # What is owed must be paid first: `available` is never below 0, this may be.
-        missing = self.requested - ((self.remaining or 0) + self.treasury + self.siblings + self.ancestors)
+
+        def words(amount: int) -> str:
+            return format_amount(self.axis, amount)
+
         match self.status:
             case Status.GATE_CLOSED:
                 return f"reset_confidence({self.agent_name!r}) opens the gate again."
             case Status.BUSY:
                 return (
-                    f"Busy, not exhausted: with every open hold ended, {self.when_idle} would be available. "
-                    f"Try again when calls in flight have ended, or ask for at most {available}."
+                    f"Busy, not exhausted: with every open hold ended, {words(self.when_idle or 0)} would be "
+                    f"available. Try again when calls in flight have ended, or ask for at most "
+                    f"{words(available)}."
                 )
             case Status.EXHAUSTED:
-                return f"Exhausted: ask for at most {available}, or top up by {missing}."
+                # What is owed must be paid first: `available` is never below 0, this may be.
+                within_reach = (self.remaining or 0) + self.treasury + self.siblings + self.ancestors
+                missing = words(self.requested - within_reach)
+                return f"Exhausted: ask for at most {words(available)}, or top up by {missing}."
             case _:
                 return ""
 
     @property
     def reason(self) -> str:
         """The decision in one sentence, with its numbers."""
-        return (
-            f"{self.verdict} ({self.status}): {self.agent_name!r} asks for {self.requested}; own remaining "
-            f"{'uncapped' if self.remaining is None else self.remaining}, treasury {self.treasury}, siblings "
-            f"{self.siblings}, ancestors {self.ancestors}. {self.remedy}"
-        ).rstrip()
+
+        def words(amount: int) -> str:
+            return format_amount(self.axis, amount)
+
+        text = (
+            f"{self.verdict} ({self.status}): {self.agent_name!r} asks for {words(self.requested)}; own "
+            f"remaining {'uncapped' if self.remaining is None else words(self.remaining)}, treasury "
+            f"{words(self.treasury)}, siblings {words(self.siblings)}, ancestors {words(self.ancestors)}."
+        )
+        return " ".join(filter(None, (text, self.remedy, self.note)))
+
+
+class Booking(NamedTuple):
+    """How a hold ended on one axis other than tokens. Amounts are in the unit of the axis.
+
+    Attributes
+    ----------
+    axis : {"usd", "calls"}
+        Which.
+    amount : int
+        What was booked as consumed.
+    held : int
+        What had been set aside.
+    estimated : bool
+        Whether `amount` is an estimate.
+    returned, covered : tuple of Transfer
+        What went back to lenders; what the market gave for the part above the hold.
+    overrun : int
+        The part of `amount` that nothing covered; booked all the same, and owed.
+    unpriced : int
+        Calls without a known price in it: the dollars are then a lower bound.
+    """
+
+    axis: Axis
+    amount: int
+    held: int
+    estimated: bool = False
+    returned: tuple[Transfer, ...] = ()
+    covered: tuple[Transfer, ...] = ()
+    overrun: int = 0
+    unpriced: int = 0
 
 
 class Settlement(NamedTuple):
-    """How a hold ended. Amounts are tokens.
+    """How a hold ended. Amounts are tokens, but for those in `others`.
 
     Attributes
     ----------
@@ -203,8 +271,10 @@ class Settlement(NamedTuple):
         Whether this is the answer to a repeated request: nothing was changed by it.
     at : float
         Seconds of the manager's clock.
-    operation : str or None
-        What the hold was for.
+    operation, model : str or None
+        What the hold was for, and which model was called.
+    others : tuple of Booking
+        The same for every other axis.
     """
 
     # A tuple, because one is made for every call: it is immutable at half the price of a frozen class.
@@ -221,3 +291,24 @@ class Settlement(NamedTuple):
     repeated: bool = False
     at: float = 0.0
     operation: str | None = None
+    model: str | None = None
+    others: tuple[Booking, ...] = ()
+
+    def on(self, axis: Axis) -> Booking | None:
+        """Return how it ended on one axis other than tokens; ``None`` if nothing was booked there."""
+        return next((booking for booking in self.others if booking.axis == axis), None)
+
+    @property
+    def usd(self) -> int:
+        """Nano-dollars booked."""
+        booking = self.on("usd")
+        return 0 if booking is None else booking.amount
+
+    @property
+    def unpaid(self) -> tuple[Axis, int, int] | None:
+        """The first axis with an overrun, what was spent there, and the overrun; ``None``: all is covered."""
+        if self.overrun:
+            return TOKENS, self.tokens, self.overrun
+        found = (booking for booking in self.others if booking.overrun)
+        booking = next(found, None)
+        return None if booking is None else (booking.axis, booking.amount, booking.overrun)

@@ -35,6 +35,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tbc.axes import TOKENS, Axis, format_amount
+
 if TYPE_CHECKING:
     from tbc.decision import Decision, Settlement
 
@@ -312,14 +314,16 @@ class BudgetExceededError(TBCError):
     agent_name : str
         Who asked.
     requested : int
-        Tokens asked for.
+        What was asked for, in the unit of the `axis`.
     available : int
-        Tokens that could have been granted: the agent's own and what its market could lend.
+        What could have been granted: the agent's own and what its market could lend.
     decision : Decision, optional
         Every number behind the refusal.
 
     Attributes
     ----------
+    axis : {"tokens", "usd", "calls"}
+        The axis that refused.
     result : object
         What the call returned, where it had been paid for before the refusal; otherwise ``None``.
     """
@@ -332,14 +336,21 @@ class BudgetExceededError(TBCError):
         self.requested = requested
         self.available = available
         self.decision = decision
+        self.axis: Axis = TOKENS if decision is None else decision.axis
         self.result: Any = None
 
     def __str__(self) -> str:
+        requested, available = self._words()
         text = (
-            f"Agent {self.agent_name!r} requested {self.requested} tokens but only {self.available} were "
+            f"Agent {self.agent_name!r} requested {requested} but only {available} were "
             "available even after attempting reallocation."
         )
         return text if self.decision is None else f"{text} {self.decision.remedy}"
+
+    def _words(self) -> tuple[str, str]:
+        """Return what was requested with its unit, and what was available without repeating the unit."""
+        requested, available = (format_amount(self.axis, n) for n in (self.requested, self.available))
+        return requested, available.partition(" ")[0]
 
 
 class GateClosedError(BudgetExceededError):
@@ -354,7 +365,7 @@ class GateClosedError(BudgetExceededError):
         )
         return (
             f"Agent {self.agent_name!r} is confident enough{numbers}: its gate refuses further spending, "
-            f"although {self.available} tokens are available. "
+            f"although {format_amount(self.axis, self.available)} are available. "
             f"reset_confidence({self.agent_name!r}) opens the gate again."
         )
 
@@ -367,26 +378,39 @@ class CarveOutError(BudgetExceededError, ValueError):
     agent_name : str
         The child (or the agent to be topped up).
     requested : int
-        Tokens to be carved out.
+        What is to be carved out, in the unit of the `axis`.
     available : int
         The parent's spare.
     parent : str
         The parent.
     arithmetic : str
         How the parent's spare comes about.
+    axis : {"tokens", "usd", "calls"}, default "tokens"
+        Of what.
     """
 
-    def __init__(self, agent_name: str, requested: int, available: int, parent: str, arithmetic: str) -> None:
+    def __init__(
+        self,
+        agent_name: str,
+        requested: int,
+        available: int,
+        parent: str,
+        arithmetic: str,
+        axis: Axis = TOKENS,
+    ) -> None:
         super().__init__(agent_name, requested, available)
-        self.args = (agent_name, requested, available, parent, arithmetic)
+        self.args = (agent_name, requested, available, parent, arithmetic, axis)
         self.parent = parent
         self.arithmetic = arithmetic
+        self.axis = axis
 
     def __str__(self) -> str:
+        requested, available = self._words()
+        missing = format_amount(self.axis, self.requested - self.available).partition(" ")[0]
         return (
-            f"Agent {self.agent_name!r} needs {self.requested} tokens of {self.parent!r}, which can spare "
-            f"{self.available} ({self.arithmetic}). Ask for at most {self.available}, or top up "
-            f"{self.parent!r} by {self.requested - self.available}."
+            f"Agent {self.agent_name!r} needs {requested} of {self.parent!r}, which can spare "
+            f"{available} ({self.arithmetic}). Ask for at most {available}, or top up "
+            f"{self.parent!r} by {missing}."
         )
 
 
@@ -398,25 +422,35 @@ class OverrunError(BudgetExceededError):
     agent_name : str
         Who spent.
     requested : int
-        Tokens spent.
+        What was spent, in the unit of the `axis`.
     available : int
-        Tokens of them that were covered.
+        What of it was covered.
     settlement : Settlement, optional
         How it was booked.
+    axis : {"tokens", "usd", "calls"}, default "tokens"
+        Of what.
     """
 
     def __init__(
-        self, agent_name: str, requested: int, available: int, settlement: Settlement | None = None
+        self,
+        agent_name: str,
+        requested: int,
+        available: int,
+        settlement: Settlement | None = None,
+        axis: Axis = TOKENS,
     ) -> None:
         super().__init__(agent_name, requested, available)
-        self.args = (agent_name, requested, available, settlement)
+        self.args = (agent_name, requested, available, settlement, axis)
         self.settlement = settlement
+        self.axis = axis
 
     def __str__(self) -> str:
+        spent, covered = self._words()
+        owed = format_amount(self.axis, self.requested - self.available).partition(" ")[0]
         return (
-            f"Agent {self.agent_name!r} spent {self.requested} tokens but only {self.available} were "
-            f"available even after attempting reallocation. All {self.requested} are booked; the overrun of "
-            f"{self.requested - self.available} is owed. top_up() or rebalance() would pay it; .result holds "
+            f"Agent {self.agent_name!r} spent {spent} but only {covered} were "
+            f"available even after attempting reallocation. All {spent.partition(' ')[0]} are booked; the "
+            f"overrun of {owed} is owed. top_up() or rebalance() would pay it; .result holds "
             "what the call returned."
         )
 

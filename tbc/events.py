@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import attrs
 
+from tbc.axes import Axis
 from tbc.decision import Decision
 from tbc.journal import Entry
 
-__all__ = ["Booked", "CounterChanged", "Event", "GateMoved", "Refused", "Subscribers"]
+__all__ = ["Booked", "CounterChanged", "Event", "GateMoved", "Refused", "Subscribers", "ThresholdReached"]
 
 
 @attrs.frozen
@@ -48,7 +49,27 @@ class CounterChanged:
     estimated: bool
 
 
-Event = Booked | Refused | GateMoved | CounterChanged
+@attrs.frozen
+class ThresholdReached:
+    """So much of a manager-wide cap has been spent; told once for each threshold.
+
+    Attributes
+    ----------
+    axis : {"tokens", "usd", "calls"}
+        What is counted.
+    threshold : float
+        The share that was reached.
+    used, remaining : int
+        Spent for good, and not spent, in the unit of the axis.
+    """
+
+    axis: Axis
+    threshold: float
+    used: int
+    remaining: int
+
+
+Event = Booked | Refused | GateMoved | CounterChanged | ThresholdReached
 
 
 class Subscribers:

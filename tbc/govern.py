@@ -101,6 +101,7 @@ class Governor:
         on_error: str,
         not_sent: type[BaseException] | tuple[type[BaseException], ...],
         expires_s: float,
+        model: str | Callable[..., str | None] | None,
     ) -> None:
         if on_overrun not in ("raise", "record"):
             raise InvalidContractError(f"on_overrun must be 'raise' or 'record', not {on_overrun!r}")
@@ -120,15 +121,18 @@ class Governor:
             raise InvalidContractError(f"not_sent takes exception types, not {not_sent!r}")
         self.not_sent = (BaseException,) if on_error == "void" else proofs
         self.expires_s = check_seconds("expires_s", expires_s)
+        self.model = model
 
     def __call__(self, function: Callable[..., Any], /) -> Callable[..., Any]:
         """Return `function`, governed."""
         name = str(getattr(function, "__name__", type(function).__name__))
         cap_position = self._cap_position(function)
+        model_position = _position(function, "model")
         target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
 
         def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-            return _Call(self, name, cap_position, args, kwargs)
+            model = self._model_of(model_position, args, kwargs)
+            return _Call(self, name, cap_position, model, args, kwargs)
 
         def begin_stream(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Call, Any]:
             call = begin(args, kwargs)
@@ -153,23 +157,45 @@ class Governor:
 
         return functools.wraps(function)(wrapped)
 
+    def _model_of(self, position: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """Return the name of the model that a call is for, if anybody says it."""
+        if callable(self.model):
+            return self.model(*args, **kwargs)
+        if self.model is not None:
+            return self.model
+        model = kwargs.get("model")
+        if model is None and position is not None and position < len(args):
+            model = args[position]
+        return model if isinstance(model, str) else None
+
     def _cap_position(self, function: Callable[..., Any]) -> int | None:
         """Return where `cap_kwarg` may come as a positional argument."""
         if self.cap_kwarg is None:
             return None
-        try:
-            parameters = inspect.signature(function).parameters
-        except (TypeError, ValueError):
-            return None  # a builtin: nothing is known
-        parameter = parameters.get(self.cap_kwarg)
-        if parameter is None:
+        parameters = _parameters(function)
+        if parameters is not None and self.cap_kwarg not in parameters:
             if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
                 return None
             raise InvalidContractError(
                 f"cap_kwarg={self.cap_kwarg!r} is no argument of {function!r}; it has {list(parameters)}"
             )
-        positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        return list(parameters).index(self.cap_kwarg) if positional else None
+        return _position(function, self.cap_kwarg)
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return None  # a builtin: nothing is known
+
+
+def _position(function: Callable[..., Any], name: str) -> int | None:
+    """Return where an argument may come as a positional one."""
+    parameters = _parameters(function)
+    parameter = None if parameters is None else parameters.get(name)
+    if parameters is None or parameter is None or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+        return None
+    return list(parameters).index(name)
 
 
 class _Call:
@@ -196,13 +222,13 @@ class _Call:
         governor: Governor,
         name: str,
         cap_position: int | None,
+        model: str | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
         self._governor = governor
         manager = self._manager = governor.manager
-        model = kwargs.get("model")
-        self.model: str | None = model if isinstance(model, str) else None
+        self.model = model
         self.args, self.kwargs = args, kwargs
         self.streamed_tokens = 0
         self.streamed = False  # whether any chunk came: then there may be no result to have a confidence in
@@ -212,14 +238,15 @@ class _Call:
         self.cap = self._default_cap() if asked is None else asked
         self.input_tokens = self._count_input(cap_position) if args or kwargs else 0
         least = self.input_tokens + (1 if governor.cap_kwarg is not None and self.cap else 0)
-        self.hold = manager.hold(
+        self.hold = manager.hold_call(
             governor.agent_name,
-            self.input_tokens + self.cap,
+            self.input_tokens,
+            self.cap,
             at_least=least,
+            model=model,
             expires_s=governor.expires_s,
             operation=name,
         )
-        self.hold.expect_input(self.input_tokens)
         self.cap = self.hold.tokens - self.input_tokens
         self._keep_until = self.hold.expires_at - governor.expires_s / 2
         if governor.cap_kwarg is not None:
@@ -311,9 +338,11 @@ class _Call:
     def finish_stream(self, result: Any = None) -> None:
         """Settle a stream that ran to its end; `result` is what a generator returned."""
         usage = None if self._chunk_usage is None else self._chunk_usage.usage
-        total = None if usage is None or usage.output_tokens is None else usage.tokens
+        if usage is not None and usage.output_tokens is None:
+            usage = None
+        total = None if usage is None else usage.tokens
         try:
-            self._settle(total, self.input_tokens + self.streamed_tokens, None, result=result)
+            self._settle(total, self.input_tokens + self.streamed_tokens, None, usage, result=result)
         except BaseException as error:
             self._settle_whole()
             _attach_result(error, result)
@@ -344,7 +373,7 @@ class _Call:
     def _settle_whole(self) -> None:
         """Book the whole hold, if something unforeseen has kept it from being settled."""
         if self.hold.state in ("open", "expired"):
-            self.hold.settle(self.hold.tokens, estimated=True)
+            self.hold.settle(estimated=True)
 
     def _read_and_settle(self, result: Any) -> None:
         from tbc.usage import Usage, read_usage
@@ -371,7 +400,7 @@ class _Call:
             counted = self._count_reply(result)
         elif output is None:
             output = max(0, used - self.input_tokens)
-        self._settle(used, counted, output, result=result, problem=problem)
+        self._settle(used, counted, output, usage, result=result, problem=problem)
 
     def _count_reply(self, result: Any) -> int | None:
         """Return input plus counted output; ``None`` if the reply cannot be read at all."""
@@ -388,6 +417,7 @@ class _Call:
         used: int | None,
         counted: int | None,
         output: int | None,
+        usage: Usage | None,
         *,
         result: Any = None,
         problem: BaseException | None = None,
@@ -396,7 +426,7 @@ class _Call:
         hold, governor = self.hold, self._governor
         if hold.state in ("open", "expired"):
             if used is not None:
-                hold.settle(used)
+                hold.settle(used, usage=usage)
             elif hold.recorded:
                 hold.settle(hold.recorded)
             else:
@@ -415,9 +445,8 @@ class _Call:
             confidence = governor.confidence_fn(result)
             if confidence is not None:
                 self._manager.report_confidence(governor.agent_name, confidence)
-        if settlement.overrun and governor.raise_overrun and self._manager.mode == "enforce":
-            spent = settlement.tokens
-            raise OverrunError(governor.agent_name, spent, spent - settlement.overrun, settlement)
+        if governor.raise_overrun:
+            self._manager.raise_overrun(settlement)
 
 
 def _attach_result(error: BaseException, result: Any) -> None:

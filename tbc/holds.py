@@ -1,6 +1,7 @@
 """Holds as callers see them: set aside before a call, ended once after it.
 
 A hold only carries numbers and knows how it wants to end; what may be decided about it is in `tbc.lifecycle`.
+A hold on several axes has a part on each; the hold itself is the part on tokens.
 """
 
 from __future__ import annotations
@@ -12,15 +13,20 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar
 
+from tbc.axes import TOKENS, USD, Axis, format_amount
 from tbc.contract import check_amount
 from tbc.decision import Decision, Settlement, Transfer
 from tbc.errors import NoCurrentHoldError, NotSent
 
 if TYPE_CHECKING:
-    from tbc.ledger import Books
-    from tbc.reallocator import Move
+    from decimal import Decimal
 
-__all__ = ["CURRENT_HOLD", "Desk", "Hold", "PendingHold", "current_hold", "with_current_hold"]
+    from tbc.ledger import Books
+    from tbc.pricing import Price
+    from tbc.reallocator import Move
+    from tbc.usage import Usage
+
+__all__ = ["CURRENT_HOLD", "Desk", "Hold", "Part", "PendingHold", "current_hold", "with_current_hold"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,34 +84,65 @@ def with_current_hold(function: Callable[P, R]) -> Callable[P, R]:
 class Desk(Protocol):
     """What a hold needs of its manager: the lock, the clock and the books."""
 
-    def settle_hold(self, hold: Hold, tokens: int, estimated: bool) -> Settlement:
+    def settle_hold(
+        self,
+        hold: Hold,
+        tokens: int | None,
+        estimated: bool,
+        usd: Decimal | str | float | None = None,
+        calls: int | None = None,
+        usage: Usage | None = None,
+    ) -> Settlement:
         """End the hold by the actual usage."""
 
     def void_hold(self, hold: Hold) -> Settlement:
         """End the hold without spending."""
 
-    def extend_hold(self, hold: Hold, tokens: int, expires_s: float | None, key: str | None) -> None:
+    def extend_hold(
+        self,
+        hold: Hold,
+        tokens: int,
+        expires_s: float | None,
+        key: str | None,
+        usd: Decimal | str | float | None = None,
+    ) -> None:
         """Set more aside, or for longer."""
 
     def end_later(self, hold: Hold, tokens: int | None, *, estimated: bool) -> None:
         """Settle (``None``: void) without ever waiting."""
 
-    def remaining(self, agent_name: str) -> int | None:
+    def remaining(self, agent_name: str, axis: Axis = TOKENS) -> int | None:
         """Return what the agent has left."""
+
+    def should_wind_down(self, hold: Hold) -> bool:
+        """Return whether the budget is nearly used up."""
 
 
 class _Notes:
     """What only some holds need to remember."""
 
-    __slots__ = ("input_tokens", "recorded", "tokens")
+    __slots__ = ("input_tokens", "price", "recorded", "tokens")
 
     def __init__(self) -> None:
         self.input_tokens: int | None = None
+        self.price: Price | None = None
         self.recorded = 0
         self.tokens: list[Token[Hold | None]] = []  # of the contexts that entered it
 
 
-class Hold:
+class Part:
+    """What a hold sets aside on one axis, and who lent it. Amounts are in the unit of the axis."""
+
+    __slots__ = ("amount", "books", "granted", "lenders", "unpriced")
+
+    def __init__(self, books: Books, amount: int, *, unpriced: bool = False) -> None:
+        self.books = books
+        self.amount = self.granted = amount
+        self.lenders: list[Move] | None = None
+        self.unpriced = unpriced  # of dollars: nobody knows the price
+
+
+class Hold(Part):
     """An amount set aside before a call. Use it as a context manager, or end it yourself.
 
     Attributes
@@ -117,7 +154,11 @@ class Hold:
     tokens : int
         What is set aside.
     granted : int
-        What was set aside at first, before any `extend`.
+        The tokens set aside at first, before any `extend`.
+    usd : int
+        Nano-dollars set aside (property).
+    others : tuple of Part
+        What is set aside on other axes.
     at : float
         Seconds of the manager's clock at which it was granted.
     loans : tuple of Transfer
@@ -132,7 +173,7 @@ class Hold:
         What `record` was told so far.
     expires_at : float
         Seconds of the manager's clock at which it ends by itself.
-    key, operation : str or None
+    key, operation, model : str or None
         The caller's.
 
     Notes
@@ -146,16 +187,14 @@ class Hold:
         "_desk",
         "_notes",
         "at",
-        "books",
         "decision",
         "expires_at",
-        "granted",
         "hold_id",
         "key",
-        "lenders",
+        "model",
         "operation",
+        "others",
         "settlement",
-        "tokens",
     )
 
     def __init__(
@@ -168,22 +207,43 @@ class Hold:
         expires_at: float,
         key: str | None,
         operation: str | None,
+        model: str | None,
     ) -> None:
         self._desk = desk
         self.books = books
         self.hold_id = hold_id
-        self.tokens = self.granted = tokens
+        self.amount = self.granted = tokens
         self.at = at
         self.expires_at = expires_at
         self.key = key
         self.operation = operation
-        self.lenders: list[Move] | None = None
+        self.model = model
+        self.lenders = None
+        self.others: tuple[Part, ...] = ()
         self.settlement: Settlement | None = None
         self.decision: Decision | None = None
         self._notes: _Notes | None = None
 
     def __repr__(self) -> str:
-        return f"<Hold {self.hold_id} of {self.agent_name!r}: {self.tokens} tokens, {self.state}>"
+        amounts = ", ".join(format_amount(part.books.axis, part.amount) for part in (self, *self.others))
+        return f"<Hold {self.hold_id} of {self.agent_name!r}: {amounts}, {self.state}>"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens set aside."""
+        return self.amount
+
+    @property
+    def usd(self) -> int:
+        """Nano-dollars set aside."""
+        part = self.part(USD)
+        return 0 if part is None else part.amount
+
+    def part(self, axis: Axis) -> Part | None:
+        """Return what is set aside on an axis, if anything is."""
+        if axis == TOKENS:
+            return self
+        return next((part for part in self.others if part.books.axis == axis), None)
 
     @property
     def agent_name(self) -> str:
@@ -203,12 +263,22 @@ class Hold:
     @property
     def loans(self) -> tuple[Transfer, ...]:
         """What of it was lent (siblings) or drawn (treasuries), in drain order."""
-        return tuple(move.named() for move in self.lenders or ())
+        return tuple(move.named() for part in (self, *self.others) for move in part.lenders or ())
 
     @property
     def remaining(self) -> int | None:
-        """What the agent has left beside this hold: ``allocated - consumed - held`` (``None``: uncapped)."""
+        """Tokens that the agent has left beside this hold (``None``: uncapped)."""
         return self._desk.remaining(self.books.name)
+
+    @property
+    def remaining_usd(self) -> int | None:
+        """Nano-dollars that the agent has left beside this hold (``None``: uncapped)."""
+        return self._desk.remaining(self.books.name, USD)
+
+    @property
+    def wind_down(self) -> bool:
+        """Whether it is time to finish: see `BudgetManager.should_wind_down`."""
+        return self._desk.should_wind_down(self)
 
     def record(self, tokens: int) -> None:
         """Note `tokens` more as used for certain; booked if the call ends in an exception."""
@@ -220,23 +290,59 @@ class Hold:
         """Note the tokens of the call's input: what is booked if the call ends in an exception."""
         self._noted().input_tokens = tokens
 
+    def expect_price(self, price: Price) -> None:
+        """Note what its tokens cost: what prices a settle that does not name dollars."""
+        self._noted().price = price
+
+    def cost_of(self, tokens: int) -> int | None:
+        """Return nano-dollars for `tokens` in all, the input first; ``None`` if no price is noted."""
+        notes = self._notes
+        if notes is None or notes.price is None:
+            return None
+        from tbc.usage import Usage
+
+        known = min(tokens, notes.input_tokens or 0)
+        return notes.price.cost(Usage(input_tokens=known, output_tokens=tokens - known))
+
+    @property
+    def price(self) -> Price | None:
+        """What its tokens cost, if that is known."""
+        return None if self._notes is None else self._notes.price
+
     def _noted(self) -> _Notes:
         if self._notes is None:
             self._notes = _Notes()
         return self._notes
 
-    def settle(self, tokens: int, *, estimated: bool = False) -> Settlement:
+    def settle(
+        self,
+        tokens: int | None = None,
+        *,
+        usd: Decimal | str | float | None = None,
+        calls: int | None = None,
+        usage: Usage | None = None,
+        estimated: bool = False,
+    ) -> Settlement:
         """Turn the hold into spending by the actual usage.
 
         The rest goes back, first to the lenders. More than was held is taken from the agent, then from its
         market; what nothing covers is the `overrun`: booked in full, and owed. Never refused for its size.
 
+        What is left out is booked as it was held, as an estimate; dollars, if the price of the hold's tokens
+        is known, by the tokens.
+
         Parameters
         ----------
-        tokens : int
+        tokens : int, optional
             Tokens used.
+        usd : Decimal, str, int or float, optional
+            Dollars spent.
+        calls : int, optional
+            Calls made; default: as many as were held.
+        usage : Usage, optional
+            What the provider stated: tokens, and dollars at the hold's price.
         estimated : bool, default False
-            Whether that is an estimate.
+            Whether all of that is an estimate.
 
         Raises
         ------
@@ -244,14 +350,21 @@ class Hold:
             If it ended before otherwise. Repeating the same settle returns the first answer, marked
             `repeated`.
         """
-        return self._desk.settle_hold(self, tokens, estimated)
+        return self._desk.settle_hold(self, tokens, estimated, usd, calls, usage)
 
     def void(self) -> Settlement:
         """End the hold without spending: nothing was sent."""
         return self._desk.void_hold(self)
 
-    def extend(self, tokens: int = 0, *, expires_s: float | None = None, key: str | None = None) -> None:
-        """Set `tokens` more aside, or let the hold live `expires_s` seconds from now.
+    def extend(
+        self,
+        tokens: int = 0,
+        *,
+        usd: Decimal | str | float | None = None,
+        expires_s: float | None = None,
+        key: str | None = None,
+    ) -> None:
+        """Set `tokens` (and dollars) more aside, or let the hold live `expires_s` seconds from now.
 
         Under a `key` it is safe to repeat.
 
@@ -262,23 +375,36 @@ class Hold:
         HoldEndedError
             If it has ended.
         """
-        self._desk.extend_hold(self, tokens, expires_s, key)
+        self._desk.extend_hold(self, tokens, expires_s, key, usd)
 
     # -- the same for callers that await; nothing here waits --------------------------------------------
 
-    async def asettle(self, tokens: int, *, estimated: bool = False) -> Settlement:
+    async def asettle(
+        self,
+        tokens: int | None = None,
+        *,
+        usd: Decimal | str | float | None = None,
+        calls: int | None = None,
+        usage: Usage | None = None,
+        estimated: bool = False,
+    ) -> Settlement:
         """Await `settle`."""
-        return self.settle(tokens, estimated=estimated)
+        return self.settle(tokens, usd=usd, calls=calls, usage=usage, estimated=estimated)
 
     async def avoid(self) -> Settlement:
         """Await `void`."""
         return self.void()
 
     async def aextend(
-        self, tokens: int = 0, *, expires_s: float | None = None, key: str | None = None
+        self,
+        tokens: int = 0,
+        *,
+        usd: Decimal | str | float | None = None,
+        expires_s: float | None = None,
+        key: str | None = None,
     ) -> None:
         """Await `extend`."""
-        self.extend(tokens, expires_s=expires_s, key=key)
+        self.extend(tokens, usd=usd, expires_s=expires_s, key=key)
 
     # -- leaving without a settle ------------------------------------------------------------------------
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import attrs
 
+from tbc.axes import AXES, TOKENS, Axis
 from tbc.decision import Kind, Settlement
 
 __all__ = ["Entry", "Journal"]
+
+_ENDED_CALLS = frozenset({Kind.SETTLE, Kind.LATE_SETTLE, Kind.USAGE})
 
 
 @attrs.frozen
@@ -30,7 +33,7 @@ class Entry:
     peer : str or None
         The account that `allocated` was taken from.
     allocated, consumed, held : int
-        Changes of `agent_name`'s numbers, in tokens.
+        Changes of `agent_name`'s numbers, in the unit of the axis.
     hold_id : int or None
         The hold it belongs to.
     key : str or None
@@ -39,6 +42,12 @@ class Entry:
         The caller's note or operation.
     estimated : bool
         Whether `consumed` is an estimate.
+    axis : {"tokens", "usd", "calls"}
+        Of what: tokens, nano-dollars or calls. A change on several axes is several entries.
+    model : str or None
+        The model that was called.
+    unpriced : int
+        Calls in it whose price is not known.
     """
 
     seq: int
@@ -53,11 +62,14 @@ class Entry:
     key: str | None = None
     note: str | None = None
     estimated: bool = False
+    axis: Axis = TOKENS
+    model: str | None = None
+    unpriced: int = 0
 
     @property
     def tokens(self) -> int:
-        """Tokens spent."""
-        return self.consumed
+        """Tokens spent; 0 on another axis."""
+        return self.consumed if self.axis == TOKENS else 0
 
     @property
     def timestamp(self) -> float:
@@ -79,7 +91,8 @@ class Journal:
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
-        self._opening: dict[str, list[int]] = {}
+        # By axis and account: allocated, consumed, held, unpriced and, on the token axis, ended calls.
+        self._opening: dict[Axis, dict[str, list[int]]] = {axis: {} for axis in AXES}
         self._opened_at = 0.0
         self.lines: deque[Any] = deque()
         self.fold_at = keep + 256  # folding a few hundred at once is faster than one by one
@@ -91,38 +104,67 @@ class Journal:
         """
         first = last - len(self.lines) + 1
         skipped = max(0, since - first + 1)
-        opened = self._opening.items() if since < first - 1 else ()
-        entries: list[tuple[Any, ...]] = [
-            (0, self._opened_at, Kind.OPENING, name, None, *sums) for name, sums in opened
-        ]
+        entries: list[tuple[Any, ...]] = []
+        if since < first - 1:
+            rest = (None, None, None, False)
+            entries = [
+                (0, self._opened_at, Kind.OPENING, name, None, *sums[:3], *rest, axis, None, sums[3])
+                for axis, opening in self._opening.items()
+                for name, sums in opening.items()
+            ]
         lines = enumerate(islice(self.lines, skipped, None), first + skipped)
         entries.extend((seq, *_fields(line)) for seq, line in lines)
         return entries
 
+    def calls(self) -> dict[str, int]:
+        """Return the ended calls of every account, counted from the lines on the token axis."""
+        counts = {name: sums[4] for name, sums in self._opening[TOKENS].items() if sums[4]}
+        for line in self.lines:
+            if type(line) is Settlement:
+                name = line.agent_name
+            elif type(line) is tuple and line[1] in _ENDED_CALLS and line[_AXIS] == TOKENS:
+                name = line[2]
+            else:
+                continue
+            counts[name] = counts.get(name, 0) + 1
+        return counts
+
     def fold(self) -> None:
         """Add the oldest lines, beyond the last `keep`, to the opening balances."""
-        lines, opening = self.lines, self._opening
+        lines, openings = self.lines, self._opening
+        tokens = openings[TOKENS]
         forget = lines.popleft
         for _ in range(len(lines) - self._keep):
             line = lines[0]
+            opening = tokens
             if type(line) is Settlement:
                 name, allocated, consumed, held, peer = line[1], 0, line[3], -line[4], None
+                unpriced, calls = 0, 1
             elif type(line) is tuple:
-                _, _, name, peer, allocated, consumed, held, *_ = line
+                _, kind, name, peer, allocated, consumed, held, _, _, _, _, axis, _, unpriced = line
+                opening = openings[axis]
+                calls = 1 if axis == TOKENS and kind in _ENDED_CALLS else 0
             else:
                 name, allocated, consumed, held, peer = line.books.name, 0, 0, line.granted, None
+                unpriced = calls = 0
             sums = opening.get(name)
             if sums is None:
-                sums = opening[name] = [0, 0, 0]
-            giver = None if peer is None else opening.setdefault(peer, [0, 0, 0])
+                sums = opening[name] = [0, 0, 0, 0, 0]
+            giver = None if peer is None else opening.setdefault(peer, [0, 0, 0, 0, 0])
             self._opened_at = line[0] if type(line) is tuple else line.at
             # No call from here on but the last: see `Ledger.book`.
             sums[0] += allocated
             sums[1] += consumed
             sums[2] += held
+            sums[3] += unpriced
+            sums[4] += calls
             if giver is not None:
                 giver[0] -= allocated
             forget()
+
+
+#: Where a line that is a tuple has its axis.
+_AXIS = 11
 
 
 def _fields(line: Any) -> tuple[Any, ...]:
@@ -140,6 +182,9 @@ def _fields(line: Any) -> tuple[Any, ...]:
             None,
             line.operation,
             line.estimated,
+            TOKENS,
+            line.model,
+            0,
         )
     if type(line) is tuple:
         return line
@@ -154,4 +199,8 @@ def _fields(line: Any) -> tuple[Any, ...]:
         line.hold_id,
         line.key,
         line.operation,
+        False,
+        TOKENS,
+        line.model,
+        0,
     )

@@ -1,11 +1,15 @@
 """The books in memory: accounts and open holds, with their journal and remembered keys.
 
-An account's numbers on the token axis are ``allocated`` (granted now), ``consumed`` (spent for good) and
-``held`` (set aside by open holds); ``remaining = allocated - consumed - held`` is derived, never stored.
+An account's numbers on an axis (tokens, dollars, calls) are ``allocated`` (granted now), ``consumed`` (spent
+for good) and ``held`` (set aside by open holds); ``remaining = allocated - consumed - held`` is derived.
 Every change is one journal entry whose deltas sum to the books:
 
     ``entry.allocated``, ``entry.consumed`` and ``entry.held`` are added to ``entry.agent_name``;
     ``entry.allocated`` is taken from ``entry.peer``, if there is one.
+
+Every axis has a tree of books of its own, with the same names: what is true of tokens is true of dollars. The
+trees of dollars and calls are opened when first asked for, and an account's books there when they are first
+needed: until then it owns nothing there.
 
 This room books and remembers; it decides nothing. Decisions are made in `tbc.lifecycle` and `tbc.tree`.
 
@@ -27,6 +31,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
 from tbc.clock import EPOCH, Clock, system_clock
 from tbc.contract import ROOT, BudgetContract, check_amount, check_name
 from tbc.decision import Kind
@@ -42,7 +47,14 @@ _SPENDING = frozenset({Kind.USAGE, Kind.SETTLE, Kind.LATE_SETTLE})
 
 
 class Books:
-    """One account's numbers and its place in the tree. Mutable; changed only under the ledger's lock."""
+    """One account's numbers on one axis, and its place in the tree.
+
+    Mutable; changed only under the ledger's lock.
+    """
+
+    axis: Axis = TOKENS
+    #: Calls without a known price; only dollars have any.
+    unpriced = 0
 
     __slots__ = (
         "allocated",
@@ -120,6 +132,32 @@ class Books:
             self.parent.index.stale.append(self)  # type: ignore[union-attr]
 
 
+class _DollarBooks(Books):
+    axis = USD
+    __slots__ = ("unpriced",)
+
+    def __init__(self, name: str, order: int, parent: Books | None, *, capped: bool) -> None:
+        super().__init__(name, order, parent, capped=capped)
+        self.unpriced = 0
+
+
+class _CallBooks(Books):
+    axis = CALLS
+    __slots__ = ()
+
+
+class Side:
+    """The tree of books of one axis other than tokens."""
+
+    __slots__ = ("accounts", "kind", "root")
+
+    def __init__(self, kind: type[Books]) -> None:
+        self.kind = kind
+        self.root = kind(ROOT, 0, None, capped=False)
+        self.root.priority = 0
+        self.accounts: dict[str, Books] = {}
+
+
 class Ledger:
     """The books of one pool. Usable alone, as raw book-keeping without rules.
 
@@ -150,6 +188,8 @@ class Ledger:
         self.answers = Answers(keep)
         self.root = Books(ROOT, 0, None, capped=False)
         self.accounts: dict[str, Books] = {}
+        #: The trees of the other axes, as far as they are open.
+        self.sides: dict[Axis, Side] = {}
         #: Open holds by id, oldest first.
         self.open_holds: dict[int, Any] = {}
         #: No operation has to `tend` before this time, unless there is deferred work.
@@ -177,7 +217,17 @@ class Ledger:
         """Book `tokens` as consumed, whatever is left."""
         tokens = check_amount("tokens", tokens)
         with self.lock:
-            self.book(self.look(), _USAGE, self.find(agent_name), consumed=tokens, note=note)
+            books, now = self.find(agent_name), self.look()
+            self.book(now, _USAGE, books, consumed=tokens, note=note)
+            for axis in self.sides:  # a call, at a price that nobody said
+                self.book(
+                    now,
+                    _USAGE,
+                    self.on(axis, books),
+                    consumed=1 if axis == CALLS else 0,
+                    unpriced=1 if axis == USD else 0,
+                    note=note,
+                )
 
     def adjust_allocation(self, agent_name: str, delta: int) -> None:
         """Change the allocation by `delta` tokens; it may not fall below 0."""
@@ -190,46 +240,57 @@ class Ledger:
                 raise InvalidAmountError("delta", delta, f">= {-books.allocated} (what is allocated)")
             self.book(self.look(), _ADJUST, books, allocated=change)
 
-    def consumed(self, agent_name: str) -> int:
-        """Return the tokens spent for good."""
+    def consumed(self, agent_name: str, axis: Axis = TOKENS) -> int:
+        """Return what was spent for good: tokens, nano-dollars or calls."""
         with self.lock:
             self.look()
-            return self.find(agent_name).consumed
+            found = self.row(self.find(agent_name), axis)["consumed"]
+            assert found is not None, "spending is always known"
+            return found
 
-    def allocated(self, agent_name: str) -> int | None:
-        """Return the tokens granted now (``None``: uncapped)."""
+    def allocated(self, agent_name: str, axis: Axis = TOKENS) -> int | None:
+        """Return what is granted now (``None``: uncapped)."""
         with self.lock:
             self.look()
-            books = self.find(agent_name)
-            return books.allocated if books.capped else None
+            return self.row(self.find(agent_name), axis)["allocated"]
 
-    def remaining(self, agent_name: str) -> int | None:
+    def remaining(self, agent_name: str, axis: Axis = TOKENS) -> int | None:
         """Return ``allocated - consumed - held`` (``None``: uncapped)."""
         with self.lock:
             self.look()
-            books = self.find(agent_name)
-            return books.remaining if books.capped else None
+            return self.row(self.find(agent_name), axis)["remaining"]
 
-    def history(self, agent_name: str | None = None) -> list[Entry]:
-        """Return the kept entries that booked spending, oldest first, of one agent or of all."""
+    def history(self, agent_name: str | None = None, axis: Axis = TOKENS) -> list[Entry]:
+        """Return the kept entries that booked spending on an axis, oldest first, of one agent or of all."""
         return [
             entry
             for entry in self.entries()
-            if entry.kind in _SPENDING and agent_name in (None, entry.agent_name)
+            if entry.kind in _SPENDING and entry.axis == axis and agent_name in (None, entry.agent_name)
         ]
 
-    def snapshot(self) -> dict[str, dict[str, int | None]]:
+    def snapshot(self, axis: Axis = TOKENS) -> dict[str, dict[str, int | None]]:
         """Return ``{agent: {"allocated", "consumed", "remaining"}}`` in registration order."""
         with self.lock:
             self.look()
+            counted = self.journal.calls() if axis == CALLS and CALLS not in self.sides else {}
             return {
-                name: {
-                    "allocated": books.allocated if books.capped else None,
-                    "consumed": books.consumed,
-                    "remaining": books.remaining if books.capped else None,
-                }
-                for name, books in self.accounts.items()
+                name: self.row(books, axis, counted.get(name, 0)) for name, books in self.accounts.items()
             }
+
+    def row(self, books: Books, axis: Axis, counted: int | None = None) -> dict[str, int | None]:
+        """Return an account's allocated, consumed and remaining on an axis. `books` are those on tokens."""
+        found = self.look_up(axis, books)
+        if found is None:
+            spent = 0
+            if axis == CALLS and CALLS not in self.sides:
+                spent = self.journal.calls().get(books.name, 0) if counted is None else counted
+            owned = 0 if self.capped_on(axis, books) else None
+            return {"allocated": owned, "consumed": spent, "remaining": owned}
+        return {
+            "allocated": found.allocated if found.capped else None,
+            "consumed": found.consumed,
+            "remaining": found.remaining if found.capped else None,
+        }
 
     def entries(self, since: int = 0) -> list[Entry]:
         """Return the journal after entry `since`, oldest first.
@@ -252,6 +313,65 @@ class Ledger:
             if agent_name == ROOT:
                 return self.root
         raise UnknownAgentError(agent_name)
+
+    def look_up(self, axis: Axis, books: Books) -> Books | None:
+        """Return an account's books on an axis, if they are open. `books` are those on the token axis."""
+        if axis == TOKENS:
+            return books
+        if axis not in AXES:
+            raise InvalidAmountError("axis", axis, f"one of {', '.join(AXES)}")
+        side = self.sides.get(axis)
+        if side is None:
+            return None
+        return side.root if books is self.root else side.accounts.get(books.name)
+
+    def capped_on(self, axis: Axis, books: Books) -> bool:
+        """Return whether the account, or one above it, has a cap on an axis."""
+        above: Books | None = books
+        while above is not None:
+            found = self.look_up(axis, above)
+            if found is not None:
+                return found.capped
+            above = above.parent
+        return False
+
+    def on(self, axis: Axis, books: Books) -> Books:
+        """Return an account's books on an axis, opened if they are not. `books` are those on tokens."""
+        found = self.look_up(axis, books)
+        if found is not None:
+            return found
+        side = self.open_side(axis)
+        if books.parent is None:
+            return side.root
+        parent = self.on(axis, books.parent)
+        found = side.kind(books.name, books.order, parent, capped=parent.capped)
+        found.contract, found.priority = books.contract, books.priority
+        found.gate_closed, found.closed = books.gate_closed, books.closed
+        side.accounts[books.name] = found
+        if not books.closed:
+            self.join_market(found, parent)
+        return found
+
+    def open_side(self, axis: Axis) -> Side:
+        """Return the tree of an axis, opened if it is not; what is known of the past is carried over."""
+        side = self.sides.get(axis)
+        if side is None:
+            counts = self.journal.calls()
+            side = self.sides[axis] = Side(_DollarBooks if axis == USD else _CallBooks)
+            for name, count in counts.items():
+                self.book(
+                    self.clock(),
+                    Kind.OPENING,
+                    self.on(axis, self.find(name)),
+                    consumed=count if axis == CALLS else 0,
+                    unpriced=count if axis == USD else 0,
+                )
+        return side
+
+    def every_book(self, books: Books) -> list[Books]:
+        """Return an account's open books on all axes. `books` are those on the token axis."""
+        found = (self.look_up(axis, books) for axis in self.sides)
+        return [books, *(each for each in found if each is not None)]
 
     def open_account(self, agent_name: str, parent: Books, *, capped: bool) -> Books:
         """Add an account that owns nothing yet."""
@@ -287,6 +407,8 @@ class Ledger:
         key: str | None = None,
         note: str | None = None,
         estimated: bool = False,
+        model: str | None = None,
+        unpriced: int = 0,
     ) -> None:
         """Change the books and write the entry that says so: the one way in."""
         # Every call comes before the first change, and the line last: an exception out of a signal handler
@@ -308,12 +430,17 @@ class Ledger:
             key,
             note,
             estimated,
+            books.axis,
+            model,
+            unpriced,
         )
         write = self.lines.append
         self.seq += 1
         books.allocated += allocated
         books.consumed += consumed
         books.held += held
+        if unpriced:
+            books.unpriced += unpriced  # type: ignore[misc]  # only dollar books are told of any
         if peer is not None:
             peer.allocated -= allocated
         write(line)

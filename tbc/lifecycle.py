@@ -7,26 +7,64 @@ once. The functions run under the ledger's lock and never wait.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import attrs
+
+from tbc.axes import format_amount
 from tbc.contract import check_amount
-from tbc.decision import Decision, Kind, Mode, Settlement, Status, Transfer
+from tbc.decision import Booking, Decision, Kind, Mode, Settlement, Status, Transfer
 from tbc.errors import BudgetExceededError, GateClosedError, HoldEndedError
-from tbc.holds import Desk, Hold
+from tbc.holds import Desk, Hold, Part
 from tbc.ledger import Books, Ledger
 from tbc.reallocator import Move, apply, find_cover, survey
 
-__all__ = ["book_usage", "decide", "expire_due", "extend", "grant", "refusal", "set_aside", "settle", "void"]
+__all__ = [
+    "Clamp",
+    "Spent",
+    "book_usage",
+    "decide",
+    "expire_due",
+    "extend",
+    "grant",
+    "refusal",
+    "set_aside",
+    "settle",
+    "settle_as_held",
+    "void",
+]
 
 _new_tuple = tuple.__new__
-_LATE, _VOID, _EXPIRE = Kind.LATE_SETTLE, Kind.VOID, Kind.EXPIRE
+_VOID, _EXPIRE = Kind.VOID, Kind.EXPIRE
 
 # -- deciding ------------------------------------------------------------------------------------------
 
 
-def decide(books: Books, tokens: int, mode: Mode, *, gate: bool = True) -> Decision:
-    """Return what a hold of `tokens` would meet; moves nothing."""
+def decide(asked: Sequence[Part], mode: Mode, *, gate: bool = True) -> Decision:
+    """Return what a hold of these parts, one an axis, would meet; moves nothing.
+
+    The decision that binds is returned, with the others beside it.
+    """
+    decisions = [_decide_part(part.books, part.amount, mode, gate=gate) for part in asked]
+    if len(decisions) == 1:
+        return decisions[0]
+    binding = min(decisions, key=_urgency)
+    return attrs.evolve(binding, others=tuple(each for each in decisions if each is not binding))
+
+
+_URGENCY = (Status.GATE_CLOSED, Status.EXHAUSTED, Status.BUSY, Status.FITS_WITH_LOANS)
+
+
+def _urgency(decision: Decision) -> int:
+    if decision.status in _URGENCY:
+        return _URGENCY.index(decision.status)
+    # An axis on which nothing was asked has nothing to say.
+    return len(_URGENCY) + (decision.status is Status.UNCAPPED) + 2 * (not decision.requested)
+
+
+def _decide_part(books: Books, amount: int, mode: Mode, *, gate: bool) -> Decision:
     contract = books.contract
     confidence = None if contract is None else contract.last_confidence
     threshold = None if contract is None else contract.confidence_threshold
@@ -34,12 +72,13 @@ def decide(books: Books, tokens: int, mode: Mode, *, gate: bool = True) -> Decis
     if not books.capped:
         return Decision(
             agent_name=books.name,
-            requested=tokens,
+            requested=amount,
             status=Status.GATE_CLOSED if gate_closed else Status.UNCAPPED,
             remaining=None,
             mode=mode,
             confidence=confidence,
             confidence_threshold=threshold,
+            axis=books.axis,
         )
     remaining = books.remaining
     reach = survey(books)
@@ -47,16 +86,16 @@ def decide(books: Books, tokens: int, mode: Mode, *, gate: bool = True) -> Decis
     moves: list[Move] = []
     if gate_closed:
         status = Status.GATE_CLOSED
-    elif tokens <= remaining or not tokens:
+    elif amount <= remaining or not amount:
         status = Status.FITS
-    elif tokens <= remaining + reach.total:
+    elif amount <= remaining + reach.total:
         status = Status.FITS_WITH_LOANS
-        moves = find_cover(books, tokens - remaining, Kind.LOAN, owed=max(0, -remaining))
+        moves = find_cover(books, amount - remaining, Kind.LOAN, owed=max(0, -remaining))
     else:
-        status = Status.BUSY if tokens <= when_idle else Status.EXHAUSTED
+        status = Status.BUSY if amount <= when_idle else Status.EXHAUSTED
     return Decision(
         agent_name=books.name,
-        requested=tokens,
+        requested=amount,
         status=status,
         remaining=remaining,
         treasury=reach.treasury,
@@ -68,6 +107,7 @@ def decide(books: Books, tokens: int, mode: Mode, *, gate: bool = True) -> Decis
         mode=mode,
         confidence=confidence,
         confidence_threshold=threshold,
+        axis=books.axis,
     )
 
 
@@ -80,6 +120,56 @@ def refusal(decision: Decision) -> BudgetExceededError:
 # -- granting ------------------------------------------------------------------------------------------
 
 
+class Clamp(NamedTuple):
+    """How a hold may be made smaller if it cannot be had in full.
+
+    Attributes
+    ----------
+    at_least : int
+        The fewest tokens that are worth it.
+    cost : callable or None
+        Tokens to nano-dollars, never falling: what fewer tokens cost.
+    """
+
+    at_least: int
+    cost: Callable[[int], int] | None = None
+
+    def fit(self, asked: Sequence[Part], decision: Decision) -> list[Part] | None:
+        """Return smaller parts that can be had, or ``None`` if there is no such size."""
+        tokens, *others = asked
+        limits = {each.axis: each.available for each in (decision, *decision.others)}
+        fits = _least(tokens.amount, limits["tokens"])
+        smaller = [Part(tokens.books, fits)]
+        for part in others:
+            limit = limits[part.books.axis]
+            if part.books.axis == "usd" and self.cost is not None and limit is not None:
+                fits = smaller[0].amount = _largest(self.at_least, fits, self.cost, limit)
+                smaller.append(Part(part.books, self.cost(max(0, fits))))
+            elif limit is not None and part.amount > limit and part.amount:
+                return None
+            else:
+                smaller.append(part)
+        smaller[0].granted = smaller[0].amount
+        return smaller if fits >= max(1, self.at_least) else None
+
+
+def _least(amount: int, limit: int | None) -> int:
+    return amount if limit is None else min(amount, limit)
+
+
+def _largest(least: int, most: int, cost: Callable[[int], int], limit: int) -> int:
+    """Return the largest number from `least` to `most` that costs at most `limit`; -1 if there is none."""
+    if most < least or cost(least) > limit:
+        return -1
+    while least < most:
+        middle = (least + most + 1) // 2
+        if cost(middle) <= limit:
+            least = middle
+        else:
+            most = middle - 1
+    return least
+
+
 def set_aside(
     desk: Desk,
     ledger: Ledger,
@@ -89,10 +179,11 @@ def set_aside(
     expires_at: float,
     key: str | None,
     operation: str | None,
+    model: str | None,
 ) -> Hold:
     """Open a hold that fits, or whose loans follow at once, and write it down: the busiest path."""
     seq = ledger.seq + 1
-    hold = Hold(desk, books, seq, tokens, now, expires_at, key, operation)
+    hold = Hold(desk, books, seq, tokens, now, expires_at, key, operation, model)
     if not books.stale:
         books.touch()
     write = ledger.lines.append
@@ -109,79 +200,117 @@ def set_aside(
 def grant(
     desk: Desk,
     ledger: Ledger,
-    books: Books,
-    tokens: int,
+    asked: Sequence[Part],
     now: float,
     expires_at: float,
     mode: Mode,
-    at_least: int | None,
+    clamp: Clamp | None,
     key: str | None,
     operation: str | None,
+    model: str | None,
 ) -> Hold | Decision:
-    """Set `tokens` aside with loans, or return the decision that refuses and move nothing.
+    """Set the parts aside, with loans, or return the decision that refuses and move nothing.
 
-    For whom `tokens` do not fit by itself, or whose gate is closed. With `at_least`, a hold that cannot be
-    had in full is clamped to what is available, if that is not less.
+    The first part is the one on tokens. The market is only looked at where a part does not fit by itself.
+    With a `clamp`, a hold that cannot be had in full is made smaller.
     """
-    decision = decide(books, tokens, mode)
-    if decision.status.refuses and mode == "enforce":
-        available = decision.available or 0
-        if at_least is None or decision.status is Status.GATE_CLOSED or available < max(1, at_least):
-            return decision
-        tokens = available
-        decision = decide(books, tokens, mode)
-    moves: list[Move] = []
-    owed = max(0, -books.remaining)
-    if decision.status is Status.FITS_WITH_LOANS:
-        moves = find_cover(books, tokens - books.remaining, Kind.LOAN, owed=owed)
-    hold = set_aside(desk, ledger, books, tokens, now, expires_at, key, operation)
+    decision: Decision | None = None
+    covers: list[tuple[list[Move], int]] = [([], 0)] * len(asked)
+    if not all(_fits_alone(part) for part in asked):
+        decision = decide(asked, mode)
+        if decision.status.refuses and mode == "enforce":
+            if clamp is None or decision.status is Status.GATE_CLOSED:
+                return decision
+            smaller = clamp.fit(asked, decision)
+            if smaller is None:
+                return decision
+            asked = smaller
+            decision = decide(asked, mode)
+        covers = [_loans_for(part, decision) for part in asked]
+    tokens, *others = asked
+    hold = set_aside(desk, ledger, tokens.books, tokens.amount, now, expires_at, key, operation, model)
     hold.decision = decision
-    if moves:
-        apply(ledger, now, moves, hold_id=hold.hold_id, key=key)
-        _note_loans(hold, moves, owed)
+    hold.others = tuple(others)
+    for part in others:
+        ledger.book(
+            now,
+            Kind.HOLD,
+            part.books,
+            held=part.amount,
+            hold_id=hold.hold_id,
+            key=key,
+            note=operation,
+            model=model,
+        )
+    for part, (moves, owed) in zip((hold, *others), covers, strict=True):
+        if moves:
+            apply(ledger, now, moves, hold_id=hold.hold_id, key=key)
+            _note_loans(part, moves, owed)
     return hold
 
 
-def _note_loans(hold: Hold, moves: list[Move], owed: int) -> None:
+def _fits_alone(part: Part) -> bool:
+    books = part.books
+    return not books.gate_closed and (not part.amount or not books.capped or part.amount <= books.remaining)
+
+
+def _loans_for(part: Part, decision: Decision) -> tuple[list[Move], int]:
+    """Return the moves that a part needs, and how much of them pays a debt."""
+    books = part.books
+    owed = max(0, -books.remaining)
+    found = decision.on(books.axis)
+    if found is None or found.status is not Status.FITS_WITH_LOANS:
+        return [], owed
+    return find_cover(books, part.amount - books.remaining, Kind.LOAN, owed=owed), owed
+
+
+def _note_loans(part: Part, moves: list[Move], owed: int) -> None:
     """Remember who gets the unused part back: every lender and treasury, but not what paid a debt."""
-    lenders = hold.lenders = hold.lenders or []
+    lenders = part.lenders = part.lenders or []
     for move in moves:
         if move.kind is Kind.HAND_DOWN:
             continue  # only passed on what a lender gave
         if owed:  # the first moves paid the debt; `find_cover` split them there
-            owed -= move.tokens
+            owed -= move.amount
             continue
-        lenders.append(Move(move.kind, move.donor, hold.books, move.tokens))
-        move.donor.lent += move.tokens
-        hold.books.borrowed += move.tokens
+        lenders.append(Move(move.kind, move.donor, part.books, move.amount))
+        move.donor.lent += move.amount
+        part.books.borrowed += move.amount
 
 
 def extend(
-    ledger: Ledger, hold: Hold, tokens: int, now: float, expires_at: float | None, mode: Mode
+    ledger: Ledger, hold: Hold, asked: Sequence[Part], now: float, expires_at: float | None, mode: Mode
 ) -> Decision | None:
-    """Set `tokens` more aside, and return the decision if it refuses (in audit mode it is done all the same).
+    """Set the parts more aside, and return the decision if it refuses.
 
-    The gate does not stop a running call.
+    In audit mode it is done all the same. The gate does not stop a running call.
     """
     if hold.settlement is not None:
         raise HoldEndedError(hold.hold_id, hold.state, "extended", hold.settlement)
-    books, refused = hold.books, None
-    check_amount("tokens held in all", hold.tokens + tokens)
-    if tokens:
-        decision = decide(books, tokens, mode, gate=False)
+    refused = None
+    wanted = [part for part in asked if part.amount]
+    for part in wanted:
+        known = hold.part(part.books.axis)
+        check_amount(f"{part.books.axis} held in all", part.amount + (0 if known is None else known.amount))
+    if wanted:
+        decision = decide(wanted, mode, gate=False)
         if decision.status.refuses:
             refused = decision
             if mode == "enforce":
                 return refused
         if decision.status is not Status.UNCAPPED:
             hold.decision = decision
-        if decision.status is Status.FITS_WITH_LOANS:
-            owed = max(0, -books.remaining)
-            moves = find_cover(books, tokens - books.remaining, Kind.LOAN, owed=owed)
-            apply(ledger, now, moves, hold_id=hold.hold_id, key=hold.key)
-            _note_loans(hold, moves, owed)
-        hold.tokens += tokens
-        ledger.book(now, Kind.EXTEND, books, held=tokens, hold_id=hold.hold_id, key=hold.key)
+        covers = [_loans_for(part, decision) for part in wanted]
+        for part, (moves, owed) in zip(wanted, covers, strict=True):
+            known = hold.part(part.books.axis)
+            if known is None:
+                known = Part(part.books, 0)
+                hold.others = (*hold.others, known)
+            if moves:
+                apply(ledger, now, moves, hold_id=hold.hold_id, key=hold.key)
+                _note_loans(known, moves, owed)
+            known.amount += part.amount
+            ledger.book(now, Kind.EXTEND, part.books, held=part.amount, hold_id=hold.hold_id, key=hold.key)
     if expires_at is not None:
         hold.expires_at = expires_at
         ledger.unsorted_due = min(ledger.unsorted_due, expires_at)
@@ -192,14 +321,18 @@ def extend(
 # -- ending --------------------------------------------------------------------------------------------
 
 
-def settle(ledger: Ledger, hold: Hold, tokens: int, now: float, estimated: bool) -> Settlement:
-    """Book `tokens` and end the hold; see `Hold.settle`."""
-    if hold.settlement is not None:
-        return _settle_ended(ledger, hold, tokens, now, estimated)
-    books, held, hold_id = hold.books, hold.tokens, hold.hold_id
-    if tokens > held or hold.lenders is not None:
-        del ledger.open_holds[hold_id]
-        return _settle_unevenly(ledger, hold, tokens, now, estimated)
+class Spent(NamedTuple):
+    """What was spent of a part of a hold, in the unit of its axis."""
+
+    part: Part
+    amount: int
+    estimated: bool
+    unpriced: int = 0
+
+
+def settle_as_held(ledger: Ledger, hold: Hold, tokens: int, now: float, estimated: bool) -> Settlement:
+    """Settle an open hold on tokens alone, without loans and not above it: the busiest end."""
+    books, held, hold_id = hold.books, hold.amount, hold.hold_id
     if not books.stale:
         books.touch()
     ended = _new_tuple(
@@ -218,6 +351,8 @@ def settle(ledger: Ledger, hold: Hold, tokens: int, now: float, estimated: bool)
             False,
             now,
             hold.operation,
+            hold.model,
+            (),
         ),
     )
     lines = ledger.lines
@@ -233,69 +368,57 @@ def settle(ledger: Ledger, hold: Hold, tokens: int, now: float, estimated: bool)
     return ended
 
 
-def _settle_unevenly(ledger: Ledger, hold: Hold, tokens: int, now: float, estimated: bool) -> Settlement:
-    """Settle with loans to return, or above the hold."""
-    books, held, hold_id = hold.books, hold.tokens, hold.hold_id
-    ledger.book(
-        now,
-        Kind.SETTLE,
-        books,
-        consumed=tokens,
-        held=-held,
-        hold_id=hold_id,
-        key=hold.key,
-        note=hold.operation,
-        estimated=estimated,
-    )
-    returned = _return_loans(ledger, hold, max(0, held - tokens), now)
-    covered, overrun = _cover_excess(ledger, books, tokens - held, now, hold_id)
-    hold.settlement = Settlement(
-        hold_id,
-        books.name,
-        "settled",
-        tokens,
-        held,
-        estimated,
-        returned,
-        covered,
-        overrun,
-        at=now,
-        operation=hold.operation,
-    )
-    return hold.settlement
+def settle(ledger: Ledger, hold: Hold, spent: Sequence[Spent], now: float) -> Settlement:
+    """Book what was spent, the tokens first, and end the hold; see `Hold.settle`.
 
-
-def _settle_ended(ledger: Ledger, hold: Hold, tokens: int, now: float, estimated: bool) -> Settlement:
-    """Book an expired hold, once: all of it is excess, as nothing is set aside any more."""
-    if hold.state == "settled":
-        return _repeated(hold, tokens, "settled")
+    An expired hold is settled late, once: all of it is excess, as nothing is set aside any more.
+    """
     if hold.state == "voided":
         raise HoldEndedError(hold.hold_id, hold.state, "settled", hold.settlement)
-    books = hold.books
-    ledger.book(
-        now,
-        _LATE,
-        books,
-        consumed=tokens,
-        hold_id=hold.hold_id,
-        key=hold.key,
-        note=hold.operation,
-        estimated=estimated,
-    )
-    covered, overrun = _cover_excess(ledger, books, tokens, now, hold.hold_id)
+    if hold.state == "settled":
+        return _repeated(hold, spent, "settled")
+    late = hold.settlement is not None
+    if not late:
+        del ledger.open_holds[hold.hold_id]
+    kind = Kind.LATE_SETTLE if late else Kind.SETTLE
+    for part, amount, estimated, unpriced in spent:
+        ledger.book(
+            now,
+            kind,
+            part.books,
+            consumed=amount,
+            held=0 if late else -part.amount,
+            hold_id=hold.hold_id,
+            key=hold.key,
+            note=hold.operation,
+            estimated=estimated,
+            model=hold.model,
+            unpriced=unpriced,
+        )
+    ends = []
+    for part, amount, estimated, unpriced in spent:
+        held = 0 if late else part.amount
+        returned = () if late else _return_loans(ledger, part, hold.hold_id, max(0, held - amount), now)
+        covered, overrun = _cover_excess(ledger, part.books, amount - held, now, hold.hold_id)
+        ends.append(
+            Booking(part.books.axis, amount, part.amount, estimated, returned, covered, overrun, unpriced)
+        )
+    tokens, *others = ends
     hold.settlement = Settlement(
         hold.hold_id,
-        books.name,
+        hold.books.name,
         "settled",
-        tokens,
-        hold.tokens,
-        estimated,
-        (),
-        covered,
-        overrun,
-        True,
+        tokens.amount,
+        tokens.held,
+        tokens.estimated,
+        tokens.returned,
+        tokens.covered,
+        tokens.overrun,
+        late,
         at=now,
         operation=hold.operation,
+        model=hold.model,
+        others=tuple(others),
     )
     return hold.settlement
 
@@ -303,7 +426,7 @@ def _settle_ended(ledger: Ledger, hold: Hold, tokens: int, now: float, estimated
 def void(ledger: Ledger, hold: Hold, now: float) -> Settlement:
     """End the hold and free everything; see `Hold.void`."""
     if hold.state == "voided":
-        return _repeated(hold, 0, "voided")
+        return _repeated(hold, (), "voided")
     if hold.state != "open":
         raise HoldEndedError(hold.hold_id, hold.state, "voided", hold.settlement)
     return _free(ledger, hold, now, _VOID, "voided")
@@ -337,50 +460,67 @@ def _free(
     ledger: Ledger, hold: Hold, now: float, kind: Kind, state: Literal["voided", "expired"]
 ) -> Settlement:
     del ledger.open_holds[hold.hold_id]
-    ledger.book(
-        now, kind, hold.books, held=-hold.tokens, hold_id=hold.hold_id, key=hold.key, note=hold.operation
-    )
-    returned = _return_loans(ledger, hold, hold.tokens, now)
+    parts = (hold, *hold.others)
+    for part in parts:
+        ledger.book(
+            now,
+            kind,
+            part.books,
+            held=-part.amount,
+            hold_id=hold.hold_id,
+            key=hold.key,
+            note=hold.operation,
+            model=hold.model,
+        )
+    returned = [_return_loans(ledger, part, hold.hold_id, part.amount, now) for part in parts]
     hold.settlement = Settlement(
         hold.hold_id,
         hold.books.name,
         state,
         0,
-        hold.tokens,
-        returned=returned,
+        hold.amount,
+        returned=returned[0],
         at=now,
         operation=hold.operation,
+        model=hold.model,
+        others=tuple(
+            Booking(part.books.axis, 0, part.amount, returned=back)
+            for part, back in zip(hold.others, returned[1:], strict=True)
+        ),
     )
     return hold.settlement
 
 
-def _repeated(hold: Hold, tokens: int, state: str) -> Settlement:
+def _repeated(hold: Hold, spent: Sequence[Spent], state: str) -> Settlement:
     """Return the first answer again if the request is the same."""
     first = hold.settlement
     assert first is not None, "an ended hold has a settlement"
-    if first.tokens != tokens:
-        raise HoldEndedError(hold.hold_id, hold.state, f"{state} with {tokens} tokens", first)
+    was = {"tokens": first.tokens, **{booking.axis: booking.amount for booking in first.others}}
+    now = {part.books.axis: amount for part, amount, *_ in spent}
+    if spent and was != now:
+        amounts = ", ".join(format_amount(axis, amount) for axis, amount in now.items())
+        raise HoldEndedError(hold.hold_id, hold.state, f"{state} with {amounts}", first)
     return first._replace(repeated=True)
 
 
-def _return_loans(ledger: Ledger, hold: Hold, unused: int, now: float) -> tuple[Transfer, ...]:
-    """Give `unused` tokens back to the lenders, last lender first; all loans end."""
+def _return_loans(ledger: Ledger, part: Part, hold_id: int, unused: int, now: float) -> tuple[Transfer, ...]:
+    """Give the `unused` rest back to the lenders, last lender first; all loans end."""
     returned = []
-    books = hold.books
-    for loan in reversed(hold.lenders or ()):
+    books = part.books
+    for loan in reversed(part.lenders or ()):
         lender = loan.donor
-        part = min(unused, loan.tokens)
-        unused -= part
-        lender.lent -= loan.tokens
-        books.borrowed -= loan.tokens
+        back = min(unused, loan.amount)
+        unused -= back
+        lender.lent -= loan.amount
+        books.borrowed -= loan.amount
         lender.touch()
-        if not part:
+        if not back:
             continue
         if lender.capped:
-            ledger.book(now, Kind.RETURN, lender, peer=books, allocated=part, hold_id=hold.hold_id)
+            ledger.book(now, Kind.RETURN, lender, peer=books, allocated=back, hold_id=hold_id)
         else:  # the lender has closed and its treasury is without limit: out of the pool
-            ledger.book(now, Kind.CLOSE, books, allocated=-part, hold_id=hold.hold_id)
-        returned.append(Transfer(books.name, lender.name, part, Kind.RETURN))
+            ledger.book(now, Kind.CLOSE, books, allocated=-back, hold_id=hold_id)
+        returned.append(Transfer(books.name, lender.name, back, Kind.RETURN, books.axis))
     return tuple(returned)
 
 
@@ -388,13 +528,47 @@ def _return_loans(ledger: Ledger, hold: Hold, unused: int, now: float) -> tuple[
 
 
 def book_usage(
-    ledger: Ledger, books: Books, tokens: int, now: float, *, note: str, key: str | None
+    ledger: Ledger,
+    spent: Sequence[Spent],
+    now: float,
+    *,
+    note: str,
+    key: str | None,
+    model: str | None,
 ) -> Settlement:
-    """Book `tokens` that no hold announced; covered like the excess of a settle."""
-    ledger.book(now, Kind.USAGE, books, consumed=tokens, key=key, note=note)
-    entry = ledger.seq
-    covered, overrun = _cover_excess(ledger, books, tokens, now, None)
-    return Settlement(entry, books.name, "settled", tokens, 0, False, (), covered, overrun, at=now)
+    """Book what no hold announced, the tokens first; covered like the excess of a settle."""
+    entry = ledger.seq + 1
+    for part, amount, estimated, unpriced in spent:
+        ledger.book(
+            now,
+            Kind.USAGE,
+            part.books,
+            consumed=amount,
+            key=key,
+            note=note,
+            estimated=estimated,
+            model=model,
+            unpriced=unpriced,
+        )
+    ends = []
+    for part, amount, estimated, unpriced in spent:
+        covered, overrun = _cover_excess(ledger, part.books, amount, now, None)
+        ends.append(Booking(part.books.axis, amount, 0, estimated, (), covered, overrun, unpriced))
+    tokens, *others = ends
+    return Settlement(
+        entry,
+        spent[0].part.books.name,
+        "settled",
+        tokens.amount,
+        0,
+        tokens.estimated,
+        (),
+        tokens.covered,
+        tokens.overrun,
+        at=now,
+        model=model,
+        others=tuple(others),
+    )
 
 
 def _cover_excess(

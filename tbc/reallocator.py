@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from tbc.axes import Axis
 from tbc.contract import MAX_AMOUNT, BudgetContract, check_amount
 from tbc.decision import Kind, Transfer
 from tbc.donors import DonorIndex
@@ -29,21 +30,21 @@ __all__ = ["Move", "Reach", "Reallocator", "Rebalance", "apply", "find_cover", "
 class Move:
     """A transfer between books that has not happened yet."""
 
-    __slots__ = ("donor", "kind", "recipient", "tokens")
+    __slots__ = ("amount", "donor", "kind", "recipient")
 
-    def __init__(self, kind: Kind, donor: Books, recipient: Books, tokens: int) -> None:
+    def __init__(self, kind: Kind, donor: Books, recipient: Books, amount: int) -> None:
         self.kind = kind
         self.donor = donor
         self.recipient = recipient
-        self.tokens = tokens
+        self.amount = amount
 
     def named(self) -> Transfer:
         """Return the record of it."""
-        return Transfer(self.donor.name, self.recipient.name, self.tokens, self.kind)
+        return Transfer(self.donor.name, self.recipient.name, self.amount, self.kind, self.recipient.axis)
 
 
 class Reach:
-    """What could be lent to an account, in tokens: now, and if every open hold were voided."""
+    """What could be lent to an account: now, and if every open hold were voided."""
 
     __slots__ = ("ancestors", "siblings", "treasury", "when_idle")
 
@@ -61,24 +62,27 @@ class Reach:
 
 @attrs.frozen
 class Rebalance:
-    """What a `rebalance` moved.
+    """What a `rebalance` moved on one axis, the one of tokens but for `others`.
 
     Attributes
     ----------
     transfers : tuple of Transfer
         In the order of moving. Permanent.
     unmet : dict of str to int
-        For every agent that asked: the tokens it still lacks (its debt included).
+        For every agent that asked: what it still lacks (its debt included).
     clearings : dict of str to Clearing
         For each market, by the name of its parent: the clearing that decided.
     members : dict of str to tuple of str
         For each market: the names behind the clearing's indices. Index 0 is the treasury.
+    others : dict of str to Rebalance
+        The same for the other axes that were asked, by axis.
     """
 
     transfers: tuple[Transfer, ...]
     unmet: dict[str, int]
     clearings: dict[str, Clearing]
     members: dict[str, tuple[str, ...]]
+    others: dict[Axis, Rebalance] = attrs.field(factory=dict)
 
 
 def market_of(asker: Books) -> DonorIndex:
@@ -110,27 +114,27 @@ def survey(books: Books) -> Reach:
     return reach
 
 
-def find_cover(books: Books, tokens: int, kind: Kind, *, owed: int = 0) -> list[Move]:
-    """Return the moves that bring `tokens` to `books`, in order; `survey` said that there are enough.
+def find_cover(books: Books, short: int, kind: Kind, *, owed: int = 0) -> list[Move]:
+    """Return the moves that bring `short` to `books`, in order; `survey` said that there are enough.
 
     Parameters
     ----------
     books : Books
         Who is short.
-    tokens : int
+    short : int
         How much; not more than ``survey(books).total``.
     kind : Kind
         The kind of transfers between siblings.
     owed : int, default 0
-        The first tokens pay a debt: between siblings they are `Kind.COVER` instead, and stay.
+        The first of it pays a debt: between siblings they are `Kind.COVER` instead, and stay.
     """
     moves: list[Move] = []
     handed_down: list[Move] = []
     asker = books
 
     def add(kind_now: Kind, donor: Books, amount: int) -> None:
-        nonlocal owed, tokens
-        tokens -= amount
+        nonlocal owed, short
+        short -= amount
         paid = min(owed, amount)
         owed -= paid
         if paid:
@@ -138,17 +142,17 @@ def find_cover(books: Books, tokens: int, kind: Kind, *, owed: int = 0) -> list[
         if amount > paid:
             moves.append(Move(kind_now, donor, asker, amount - paid))
 
-    while tokens:
+    while short:
         parent = asker.parent
         assert parent is not None, "find_cover() was asked for more than survey() found"
-        if drawn := min(tokens, parent.spare):
+        if drawn := min(short, parent.spare):
             add(Kind.DRAW, parent, drawn)
-        if tokens:
+        if short:
             index = market_of(asker)
-            for donor, amount in index.drain(min(tokens, index.lendable(asker.priority))):
+            for donor, amount in index.drain(min(short, index.lendable(asker.priority))):
                 add(kind, donor, amount)
-        if tokens:
-            handed_down.append(Move(Kind.HAND_DOWN, parent, asker, tokens))
+        if short:
+            handed_down.append(Move(Kind.HAND_DOWN, parent, asker, short))
             asker = parent
     return moves + handed_down[::-1]
 
@@ -159,23 +163,20 @@ def apply(
     """Book the moves, in order."""
     for move in moves:
         ledger.book(
-            now, move.kind, move.recipient, peer=move.donor, allocated=move.tokens, hold_id=hold_id, key=key
+            now, move.kind, move.recipient, peer=move.donor, allocated=move.amount, hold_id=hold_id, key=key
         )
     return tuple(move.named() for move in moves)
 
 
-def rebalance(
-    ledger: Ledger, now: float, shortfalls: Mapping[str, int], *, key: str | None = None
-) -> Rebalance:
-    """Clear all markets at once and book the transfers for good.
+def rebalance(ledger: Ledger, now: float, asked: Mapping[Books, int], *, key: str | None = None) -> Rebalance:
+    """Clear all markets of one axis at once and book the transfers for good.
 
     What a market cannot serve, its parent asks for in its own market (after its own shortfall, if it has
     one) and hands down. A parent that asks gives nothing to its children. Uncapped agents lack nothing: they
     neither ask nor give. Cost: the clearings, O(n) in all for n agents in the markets concerned.
     """
-    asked = {ledger.find(name): tokens for name, tokens in shortfalls.items()}
     round_ = _Round(
-        {books: tokens - min(0, books.remaining) for books, tokens in asked.items() if books.capped}
+        {books: amount - min(0, books.remaining) for books, amount in asked.items() if books.capped}
     )
     moves = round_.clear_all()
     return Rebalance(

@@ -1,8 +1,8 @@
 """Accounts and their place in the tree: opening, new terms, topping up, closing.
 
-An agent's `max_tokens` is carved out of its parent's spare. Where nobody above has a cap, there is nothing to
-carve from: the amount is granted, and that is the top of a budget ("at the root" in the promises). The
-functions run under the ledger's lock; each checks everything first and then moves, or moves nothing.
+What an agent owns on an axis is carved out of its parent's spare there. Where nobody above has a cap, there
+is nothing to carve from: the amount is granted, and that is the top of a budget ("at the root").
+The functions run under the ledger's lock; each checks all axes first and then moves, or moves nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 
+from tbc.axes import AXES, TOKENS, USD, Axis, format_amount
 from tbc.confidence import ConfidenceGate
 from tbc.contract import BudgetContract, check_amount
 from tbc.decision import Kind
@@ -40,7 +41,7 @@ __all__ = [
 
 @attrs.frozen
 class Account:
-    """An account as it stands. Amounts are tokens.
+    """An account as it stands on one axis. Amounts are tokens, nano-dollars or calls.
 
     Attributes
     ----------
@@ -68,6 +69,10 @@ class Account:
         Whether that confidence forbids further spending.
     closed : bool
         Whether the account is closed.
+    axis : {"tokens", "usd", "calls"}
+        What is counted.
+    unpriced : int
+        Calls without a known price: `consumed` dollars are then a lower bound.
     """
 
     agent_name: str
@@ -85,6 +90,8 @@ class Account:
     last_confidence: float | None
     gate_closed: bool
     closed: bool
+    axis: Axis = TOKENS
+    unpriced: int = 0
 
 
 class ContractsView(Mapping[str, BudgetContract]):
@@ -109,35 +116,42 @@ class ContractsView(Mapping[str, BudgetContract]):
         return repr(dict(self))
 
 
-def account_of(books: Books) -> Account:
-    """Return the frozen record of an account."""
+def account_of(ledger: Ledger, books: Books, axis: Axis) -> Account:
+    """Return the frozen record of an account on an axis. `books` are those on tokens."""
     contract = books.contract
-    remaining = books.remaining if books.capped else None
+    found = ledger.look_up(axis, books)
+    row = ledger.row(books, axis)
+    remaining = row["remaining"]
+    reserve = found.min_reserve if found is not None else 0
     return Account(
         agent_name=books.name,
         parent=None if books.parent is None else books.parent.name,
         priority=books.priority,
-        allocated=books.allocated if books.capped else None,
-        consumed=books.consumed,
-        held=books.held,
+        allocated=row["allocated"],
+        consumed=row["consumed"] or 0,
+        held=0 if found is None else found.held,
         remaining=remaining,
-        min_reserve=books.min_reserve,
-        spare=books.spare,
+        min_reserve=reserve,
+        spare=0 if found is None else found.spare,
         debt=max(0, -(remaining or 0)),
-        lent=books.lent,
-        borrowed=books.borrowed,
+        lent=0 if found is None else found.lent,
+        borrowed=0 if found is None else found.borrowed,
         last_confidence=None if contract is None else contract.last_confidence,
         gate_closed=books.gate_closed,
         closed=books.closed,
+        axis=axis,
+        unpriced=0 if found is None else found.unpriced,
     )
 
 
-def open_root(ledger: Ledger, max_tokens: int | None, now: float) -> None:
-    """Give the root its cap. Its reserve is 0."""
+def open_root(ledger: Ledger, caps: Mapping[Axis, int | None], now: float) -> None:
+    """Give the root its caps. Its reserves are 0."""
     ledger.root.priority = 0
-    ledger.root.capped = max_tokens is not None
-    if max_tokens is not None:
-        ledger.book(now, Kind.REGISTER, ledger.root, allocated=max_tokens)
+    for axis, cap in caps.items():
+        if cap is not None:
+            root = ledger.on(axis, ledger.root)
+            root.capped = True
+            ledger.book(now, Kind.REGISTER, root, allocated=cap)
 
 
 def register(
@@ -169,23 +183,53 @@ def register(
 def _open(
     ledger: Ledger, books: Books | None, contract: BudgetContract, parent: Books, now: float
 ) -> BudgetContract:
-    tokens = contract.max_tokens or 0
-    funder = _funder(contract.agent_name, parent, tokens)
-    capped = contract.max_tokens is not None or parent.capped
+    axes = [axis for axis in AXES if axis == TOKENS or _concerns(ledger, axis, contract, books)]
+    grants: dict[Axis, tuple[int, Books | None]] = {}
+    for axis in axes:
+        owned = contract.cap(axis) or 0
+        grants[axis] = owned, _funder(contract.agent_name, ledger.on(axis, parent), owned)
     if books is None:
-        books = ledger.open_account(contract.agent_name, parent, capped=capped)
-    else:  # closed before: what it consumed stays on its account
-        books.parent, books.capped, books.closed = parent, capped, False
-        ledger.join_market(books, parent)
-    _set_terms(books, contract)
-    ledger.book(now, Kind.REGISTER, books, peer=funder, allocated=tokens)
+        books = ledger.open_account(contract.agent_name, parent, capped=False)
+    for axis, (owned, funder) in grants.items():
+        above = ledger.on(axis, parent)
+        own = ledger.on(axis, books)
+        if own.closed:  # what it consumed stays on its account
+            own.closed = False
+            own.parent = above
+            ledger.join_market(own, above)
+        own.capped = contract.cap(axis) is not None or above.capped
+        _set_terms(own, contract)
+        ledger.book(now, Kind.REGISTER, own, peer=funder, allocated=owned)
     return contract
 
 
+def _concerns(ledger: Ledger, axis: Axis, contract: BudgetContract, books: Books | None) -> bool:
+    """Return whether a contract says something about an axis, or the account has books there."""
+    return contract.cap(axis) is not None or (books is not None and ledger.look_up(axis, books) is not None)
+
+
 def _replace(ledger: Ledger, books: Books, contract: BudgetContract, now: float) -> BudgetContract:
-    old, parent = books.contract, books.parent
-    assert old is not None and parent is not None, "an agent has terms and a parent"
-    capped = contract.max_tokens is not None or parent.capped
+    old = books.contract
+    assert old is not None, "an agent has terms"
+    axes = [axis for axis in AXES if axis == TOKENS or _concerns(ledger, axis, contract, books)]
+    changes = {axis: _change(ledger, ledger.on(axis, books), old, contract) for axis in axes}
+    contract.note_confidence(old.last_confidence)
+    for axis, (capped, change, funder) in changes.items():
+        own = ledger.on(axis, books)
+        own.capped = capped
+        _set_terms(own, contract)
+        ledger.book(now, Kind.REPLACE, own, peer=funder, allocated=change)
+    return contract
+
+
+def _change(
+    ledger: Ledger, books: Books, old: BudgetContract, contract: BudgetContract
+) -> tuple[bool, int, Books | None]:
+    """Return what new terms do to the books of one axis: capped, the change, and who pays or gets it."""
+    parent, axis = books.parent, books.axis
+    assert parent is not None, "an agent has a parent"
+    cap = contract.cap(axis)
+    capped = cap is not None or parent.capped
     if capped != books.capped and (books.children or books.lent or books.borrowed):
         raise InvalidContractError(
             f"Agent {books.name!r} cannot turn {'capped' if capped else 'uncapped'} while it has children "
@@ -195,20 +239,21 @@ def _replace(ledger: Ledger, books: Books, contract: BudgetContract, now: float)
     if not capped:
         change = -books.allocated if books.capped else 0
     else:
-        change = (contract.max_tokens or 0) - (old.max_tokens or 0)
+        change = (cap or 0) - (old.cap(axis) or 0)
         left = books.remaining + change
         if left < 0 and (change < 0 or not books.capped):
             raise InvalidContractError(
-                f"Agent {books.name!r} cannot be cut to max_tokens={contract.max_tokens}: consumed "
-                f"{books.consumed} + held {books.held} of allocated {books.allocated} would leave {left}; "
-                f"the least it takes is {(contract.max_tokens or 0) - left}"
+                f"Agent {books.name!r} cannot be cut to max_{axis}={_amount(axis, cap or 0)}: consumed "
+                f"{_amount(axis, books.consumed)} + held {_amount(axis, books.held)} of allocated "
+                f"{_amount(axis, books.allocated)} would leave {_amount(axis, left)}; "
+                f"the least it takes is {_amount(axis, (cap or 0) - left)}"
             )
     funder = _funder(books.name, parent, change) if change > 0 else (parent if parent.capped else None)
-    contract.note_confidence(old.last_confidence)
-    books.capped = capped
-    _set_terms(books, contract)
-    ledger.book(now, Kind.REPLACE, books, peer=funder, allocated=change)
-    return contract
+    return capped, change, funder
+
+
+def _amount(axis: Axis, amount: int) -> str:
+    return format_amount(axis, amount) if axis == USD else str(amount)
 
 
 def change_terms(ledger: Ledger, books: Books, terms: dict[str, Any], now: float) -> BudgetContract:
@@ -216,12 +261,13 @@ def change_terms(ledger: Ledger, books: Books, terms: dict[str, Any], now: float
     if books.closed or books.contract is None:
         raise AgentClosedError(books.name) if books.closed else UnknownAgentError(books.name)
     contract = books.contract.with_terms(**terms)
-    _set_terms(books, contract)
-    ledger.book(now, Kind.REPLACE, books)
+    for own in ledger.every_book(books):
+        _set_terms(own, contract)
+        ledger.book(now, Kind.REPLACE, own)
     return contract
 
 
-def note_confidence(books: Books, confidence: float | None) -> bool:
+def note_confidence(ledger: Ledger, books: Books, confidence: float | None) -> bool:
     """Store a reported confidence (``None`` forgets it) and return whether the gate has moved."""
     contract = books.contract
     if contract is None:
@@ -230,26 +276,35 @@ def note_confidence(books: Books, confidence: float | None) -> bool:
     closed = not ConfidenceGate.allow_further_retrieval(contract, confidence)
     if closed == books.gate_closed:
         return False
-    books.gate_closed = closed
-    books.touch()
+    for own in ledger.every_book(books):
+        own.gate_closed = closed
+        own.touch()
     return True
 
 
-def top_up(ledger: Ledger, books: Books, tokens: int, now: float, *, key: str | None) -> CarveOutError | None:
-    """Grant `tokens` more: at the top of a budget new ones, else out of the parent's spare.
+def top_up(
+    ledger: Ledger, books: Books, amounts: Mapping[Axis, int], now: float, *, key: str | None
+) -> CarveOutError | None:
+    """Grant more: at the top of a budget anew, else out of the parent's spare.
 
     Returns the refusal, if the parent has not that much.
     """
     if books.closed:
         raise AgentClosedError(books.name)
-    if not books.capped:
-        raise InvalidContractError(f"{books.name!r} is uncapped: there is nothing to top up")
-    check_amount("tokens allocated in all", books.allocated + tokens)
-    try:
-        funder = None if books.parent is None else _funder(books.name, books.parent, tokens)
-    except CarveOutError as refused:
-        return refused
-    ledger.book(now, Kind.TOP_UP, books, peer=funder, allocated=tokens, key=key)
+    grants = []
+    for axis, amount in amounts.items():
+        if not ledger.capped_on(axis, books):
+            raise InvalidContractError(f"{books.name!r} is uncapped: there is nothing to top up")
+        own = ledger.on(axis, books)
+        check_amount(f"{axis} allocated in all", own.allocated + amount)
+        try:
+            grants.append(
+                (own, amount, None if own.parent is None else _funder(own.name, own.parent, amount))
+            )
+        except CarveOutError as refused:
+            return refused
+    for own, amount, funder in grants:
+        ledger.book(now, Kind.TOP_UP, own, peer=funder, allocated=amount, key=key)
     return None
 
 
@@ -258,14 +313,20 @@ def close(ledger: Ledger, books: Books, now: float) -> None:
 
     What it consumed (and owes) stays on its account. Its open loans will return to the treasury.
     """
-    parent = books.parent
-    if parent is None:
+    if books.parent is None:
         raise InvalidContractError("the root cannot be closed")
     if books.closed:
         raise AgentClosedError(books.name)
     holds = [hold_id for hold_id, hold in ledger.open_holds.items() if hold.books is books]
     if holds or books.children:
         raise AgentInUseError(books.name, holds, [child.name for child in books.children or ()])
+    for own in ledger.every_book(books):
+        _close(ledger, own, now)
+
+
+def _close(ledger: Ledger, books: Books, now: float) -> None:
+    parent = books.parent
+    assert parent is not None, "an agent has a parent"
     if books.lent:
         _redirect_loans(ledger, books, parent)
     if parent.capped:
@@ -283,24 +344,24 @@ def close(ledger: Ledger, books: Books, now: float) -> None:
 
 def _redirect_loans(ledger: Ledger, lender: Books, treasury: Books) -> None:
     for hold in ledger.open_holds.values():
-        for loan in hold.lenders or ():
-            if loan.donor is lender:
-                loan.donor = treasury
+        for part in (hold, *hold.others):
+            for loan in part.lenders or ():
+                if loan.donor is lender:
+                    loan.donor = treasury
     treasury.lent += lender.lent
     lender.lent = 0
     treasury.touch()
 
 
-def _funder(name: str, parent: Books, tokens: int) -> Books | None:
+def _funder(name: str, parent: Books | None, amount: int) -> Books | None:
     """Return who pays for a grant: the parent, if it has a cap and the grant fits into its spare."""
-    if not parent.capped or not tokens:
+    if parent is None or not parent.capped or not amount:
         return None
-    if tokens > parent.spare:
-        arithmetic = (
-            f"allocated {parent.allocated} - consumed {parent.consumed} - held {parent.held} - reserve "
-            f"{parent.min_reserve}"
-        )
-        raise CarveOutError(name, tokens, parent.spare, parent.name, arithmetic)
+    if amount > parent.spare:
+        numbers = (parent.allocated, parent.consumed, parent.held, parent.min_reserve)
+        allocated, consumed, held, reserve = (_amount(parent.axis, number) for number in numbers)
+        arithmetic = f"allocated {allocated} - consumed {consumed} - held {held} - reserve {reserve}"
+        raise CarveOutError(name, amount, parent.spare, parent.name, arithmetic, parent.axis)
     return parent
 
 
@@ -309,14 +370,19 @@ def _set_terms(books: Books, contract: BudgetContract) -> None:
         books.parent.index.forget(books)
     books.contract = contract
     books.priority = contract.priority
-    books.min_reserve = contract.min_reserve
+    books.min_reserve = contract.reserve(books.axis)
     books.gate_closed = not ConfidenceGate.allow_further_retrieval(contract, contract.last_confidence)
     books.touch()
 
 
+_TERMS = (
+    *("priority", "max_tokens", "min_reserve", "confidence_threshold"),
+    *("max_usd", "min_reserve_usd", "max_calls"),
+)
+
+
 def _differences(books: Books, contract: BudgetContract, parent: Books) -> str:
     assert books.contract is not None and books.parent is not None, "an agent has terms and a parent"
-    names = ("priority", "max_tokens", "min_reserve", "confidence_threshold")
-    pairs = [(name, getattr(books.contract, name), getattr(contract, name)) for name in names]
+    pairs = [(name, getattr(books.contract, name), getattr(contract, name)) for name in _TERMS]
     pairs.append(("parent", books.parent.name, parent.name))
     return ", ".join(f"{name} {old!r}, not {new!r}" for name, old, new in pairs if old != new)

@@ -120,7 +120,7 @@ class SideBySide:
             f"accounts {list(accounts)}, in the model {list(self.model.accounts)}",
         )
         for name, account in accounts.items():
-            _same(account, self.model.view(name), f"account {name!r}")
+            _same(account, {"axis": "tokens", "unpriced": 0, **self.model.view(name)}, f"account {name!r}")
         for twin in self.holds:
             self._check_hold(twin)
         check_books(self.manager, [twin.real for twin in self.holds])

@@ -46,7 +46,7 @@ def test_a_number_that_the_journal_does_not_say_is_found(manager, name, number):
 
 def test_a_hold_that_is_not_in_the_books_is_found(manager):
     hold = next(iter(manager.ledger.open_holds.values()))
-    hold.tokens += 1
+    hold.amount += 1
     with pytest.raises(AssertionError, match="high: held 40, but its open holds say 41"):
         check_books(manager)
 
@@ -67,7 +67,7 @@ def test_a_hold_that_cannot_be_covered_is_found(manager):
     high = books(manager, "high")
     hold = next(iter(manager.ledger.open_holds.values()))
     manager.ledger.book(0.0, Kind.EXTEND, high, held=10, hold_id=hold.hold_id)
-    hold.tokens += 10
+    hold.amount += 10
     with pytest.raises(AssertionError, match="high: debt 10, but only 0 were spent above what was held"):
         check_books(manager)
 

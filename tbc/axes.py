@@ -1,0 +1,36 @@
+"""Axes: what is counted. Amounts on every axis are integers: tokens, nano-dollars, calls.
+
+Examples
+--------
+>>> format_amount("usd", 41_000_000), format_amount("tokens", 1500), format_amount("calls", 1)
+('$0.041', '1500 tokens', '1 call')
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+__all__ = ["AXES", "CALLS", "MAX_AMOUNT", "NANO", "TOKENS", "USD", "Axis", "format_amount"]
+
+Axis = Literal["tokens", "usd", "calls"]
+
+TOKENS: Final = "tokens"
+USD: Final = "usd"
+CALLS: Final = "calls"
+#: All axes, in the order in which they are asked.
+AXES: Final[tuple[Axis, ...]] = (TOKENS, USD, CALLS)
+
+#: The largest amount of any one value: exact in JSON, JavaScript and Lua too.
+MAX_AMOUNT: Final = 2**53 - 1
+
+#: Nano-dollars in a dollar.
+NANO: Final = 10**9
+
+
+def format_amount(axis: Axis, amount: int) -> str:
+    """Return an amount in words, exactly: ``"$0.05"``, ``"1500 tokens"``, ``"1 call"``."""
+    if axis == USD:
+        whole, nano = divmod(abs(amount), NANO)
+        cents = f"{nano:09d}".rstrip("0").ljust(2, "0")
+        return f"{'-' if amount < 0 else ''}${whole}.{cents}"
+    return f"{amount} {axis[:-1] if amount == 1 else axis}"
