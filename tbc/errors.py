@@ -303,8 +303,8 @@ class UnknownPriceError(TBCError, ValueError):
         text = (
             f"{who} has no known price. Say what it costs: "
             f'prices={{{key}: {{"input_per_million": "...", "output_per_million": "..."}}}}; '
-            f'or that it is free: prices={{{key}: {{"free": True}}}}; or unknown_price=Decimal("...") to assume '
-            'US dollars per million tokens, or unknown_price="track" to run it without a price.'
+            f'or that it is free: prices={{{key}: {{"free": True}}}}; or unknown_price=Decimal("...") to '
+            'assume US dollars per million tokens, or unknown_price="track" to run it without a price.'
         )
         return f"{text} {self.hint}" if self.hint else text
 

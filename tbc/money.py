@@ -119,7 +119,7 @@ def format_usd(nano: int) -> str:
 
     Debts begin with a minus: ``-$0.05``.
     """
-    sign, dollars = "-" if nano < 0 else "", abs(to_usd(nano))
+    sign, dollars = "-" if nano < 0 else "", to_usd(nano).copy_abs()
     whole, _, decimals = f"{dollars:f}".partition(".")
     decimals = decimals.rstrip("0")
     return f"{sign}${whole}.{decimals.ljust(2 if len(decimals) <= 2 else 4, '0')}"

@@ -34,6 +34,8 @@ from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any, Final
 
+import attrs
+
 from tbc import catalogue
 from tbc.errors import InvalidAmountError, InvalidPriceError, UnknownPriceError
 from tbc.money import NANO, usd_decimal
@@ -62,7 +64,8 @@ class Prices:
     table : mapping or callable, optional
         The user's own prices, which win. A mapping from the name of a model to its price, or a callable that
         takes a name and returns a price, or ``None`` if it knows none. A price is a mapping as in the
-        description of this module, or a `Price`. A table is read once, when it is given.
+        description of this module, or a `Price`. A table is read once, when it is given; its names are taken
+        as they are written, and one without a date is for the dated names too.
     default : bool, default True
         Whether models that the table does not know are looked up in ``genai-prices``, if it is installed.
 
@@ -173,13 +176,7 @@ def check_unknown_price(unknown_price: object, prices: Prices, *, on: date | Non
             'must be "refuse", "track", a Decimal (US dollars per million tokens), or a model with a known '
             f"price, not {unknown_price!r}" + (f"; the nearest are {near}" if near else ""),
         )
-    return Price(
-        rates=found.rates,
-        tiers=found.tiers,
-        per_request=found.per_request,
-        source=f"assumed: as {unknown_price} ({found.source})",
-        as_of=found.as_of,
-    )
+    return attrs.evolve(found, source=f"assumed: as {unknown_price} ({found.source})")
 
 
 def resolve(
@@ -279,21 +276,26 @@ def _read_rates(path: str, terms: Mapping[str, Any]) -> Rates:
             raise InvalidPriceError(
                 path, f"lacks {needed + unit!r}; what costs nothing is 0, and a free model {{'free': True}}"
             )
-    named = [name for name in CLASSES if name + unit in terms]
-    return Rates(**{name: _read_rate(f"{path}[{name + unit!r}]", terms[name + unit], unit) for name in named})
+    other = next(each for each in _UNITS if each != unit)
+    return Rates(
+        **{
+            name: _read_rate(f"{path}[{name + unit!r}]", terms[name + unit], unit, name + other)
+            for name in CLASSES
+            if name + unit in terms
+        }
+    )
 
 
-def _read_rate(path: str, value: object, unit: str) -> Fraction:
+def _read_rate(path: str, value: object, unit: str, meant: str = "") -> Fraction:
     """Return US dollars per unit as nano-dollars per token."""
     tokens = _UNITS[unit]
     dollars = usd_decimal(path, value)
     least, most = _LEAST * tokens / 1_000_000, _MOST * tokens / 1_000_000
     if dollars and not least <= dollars <= most:
         per = "million tokens" if tokens > 1 else "token"
-        other = next(each[1:] for each in _UNITS if each != unit)
-        raise InvalidAmountError(
-            path, value, f"0, or {least:f} to {most:f} US dollars per {per} ({other} was probably meant)"
-        )
+        # Why: a price per token looks small per million, a price per million large per token.
+        hint = f" (was {meant} meant?)" if meant and (dollars < least) == (tokens > 1) else ""
+        raise InvalidAmountError(path, value, f"0, or {least:f} to {most:f} US dollars per {per}{hint}")
     return _exact(path, dollars, most) * NANO / tokens
 
 
