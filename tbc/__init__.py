@@ -33,6 +33,7 @@ from tbc.errors import (
     HoldEndedError,
     InvalidAmountError,
     InvalidContractError,
+    InvalidPriceError,
     KeyConflictError,
     ManagedLedgerError,
     NoCurrentHoldError,
@@ -47,6 +48,7 @@ from tbc.errors import (
     TBCError,
     TraceError,
     UnknownAgentError,
+    UnknownPriceError,
     VocabularyError,
 )
 from tbc.holds import Hold, current_hold, with_current_hold
@@ -81,6 +83,7 @@ __all__ = [
     "HoldEndedError",
     "InvalidAmountError",
     "InvalidContractError",
+    "InvalidPriceError",
     "KeyConflictError",
     "Kind",
     "Ledger",
@@ -103,6 +106,7 @@ __all__ = [
     "TraceError",
     "Transfer",
     "UnknownAgentError",
+    "UnknownPriceError",
     "Usage",
     "VocabularyError",
     "__version__",

@@ -3,7 +3,7 @@
 Examples
 --------
 >>> format_amount("usd", 41_000_000), format_amount("tokens", 1500), format_amount("calls", 1)
-('$0.041', '1500 tokens', '1 call')
+('$0.0410', '1500 tokens', '1 call')
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ NANO: Final = 10**9
 
 
 def format_amount(axis: Axis, amount: int) -> str:
-    """Return an amount in words, exactly: ``"$0.05"``, ``"1500 tokens"``, ``"1 call"``."""
+    """Return an amount in words, exactly: ``"$0.05"``, ``"1500 tokens"``, ``"1 call"``.
+
+    Dollars have two decimals, four, or all it takes; debts begin with a minus: ``"-$0.05"``.
+    """
     if axis == USD:
         whole, nano = divmod(abs(amount), NANO)
-        cents = f"{nano:09d}".rstrip("0").ljust(2, "0")
-        return f"{'-' if amount < 0 else ''}${whole}.{cents}"
+        decimals = f"{nano:09d}".rstrip("0")
+        decimals = decimals.ljust(2 if len(decimals) <= 2 else 4, "0")
+        return f"{'-' if amount < 0 else ''}${whole}.{decimals}"
     return f"{amount} {axis[:-1] if amount == 1 else axis}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tbc import lifecycle
 from tbc.axes import CALLS, MAX_AMOUNT, USD
+from tbc.clock import EPOCH, system_clock
 from tbc.contract import check_amount, check_fraction, check_seconds
 from tbc.decision import Decision, Settlement
 from tbc.errors import OverrunError
@@ -17,6 +18,8 @@ from tbc.money import to_nano, to_usd
 from tbc.pool import Money, Pool, amounts_of
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from tbc.pricing import Price, Prices, PriceTable, UnknownPrice
     from tbc.usage import Usage
 
@@ -414,7 +417,7 @@ class SpendingDesk(Pool):
 
     def _price_if_known(self, model: str | None) -> Price | None:
         """Return the price of a model that has one, without asking what to do about one that has none."""
-        return None if model is None else self.prices.find(model)
+        return None if model is None else self.prices.find(model, on=self._today())
 
     def _price_or_refuse(self, model: str | None) -> Price | None:
         """Return the price that `unknown_price` puts in the place of an unknown one; ``None``: track.
@@ -428,7 +431,15 @@ class SpendingDesk(Pool):
             return None
         from tbc.pricing import resolve
 
-        return resolve(model, self.prices, self._unknown_price)
+        return resolve(model, self.prices, self._unknown_price, on=self._today())
+
+    def _today(self) -> date | None:
+        """Return the day by the clock, for prices that change; ``None`` if the clock tells no days."""
+        if self._clock is not system_clock:
+            return None
+        from datetime import UTC, datetime
+
+        return datetime.fromtimestamp(EPOCH + self._clock(), UTC).date()
 
     # -- spending and moving ----------------------------------------------------------------------------
 

@@ -15,12 +15,17 @@
      ├── ManagedLedgerError     (TypeError)    these books move only through their manager
      ├── VocabularyError        (OSError)      a token vocabulary could not be loaded
      ├── TraceError             (ValueError)   a trace file that cannot be read
+<<<<<<< HEAD
      ├── StoreError             (OSError)      a store that cannot be used, or not like this
      │    ├── StoreBusyError                   others are writing: ask again
      │    ├── StoreFullError                   no room: nothing was written
      │    ├── StoreCorruptError                damaged: stop and look
      │    ├── StoreMissingError                there is no file, or no longer
      │    └── StoreStaleError                  another process has written: load again
+=======
+     ├── InvalidPriceError      (ValueError)   a price, or a policy for prices, that cannot be read
+     ├── UnknownPriceError      (ValueError)   nobody knows what this model costs
+>>>>>>> pricing
      └── BudgetExceededError                   a refusal: the amount cannot be covered
           ├── GateClosedError                  a refusal: the agent is confident enough
           ├── CarveOutError     (ValueError)   a refusal: the parent has not that much to spare
@@ -50,6 +55,7 @@ __all__ = [
     "HoldEndedError",
     "InvalidAmountError",
     "InvalidContractError",
+    "InvalidPriceError",
     "KeyConflictError",
     "ManagedLedgerError",
     "NoCurrentHoldError",
@@ -64,6 +70,7 @@ __all__ = [
     "TBCError",
     "TraceError",
     "UnknownAgentError",
+    "UnknownPriceError",
     "VocabularyError",
 ]
 
@@ -92,7 +99,16 @@ class InvalidAmountError(TBCError, ValueError):
         self.rule = rule
 
     def __str__(self) -> str:
-        return f"{self.name} must be {self.rule}, not {self.value!r}"
+        return f"{self.name} must be {self.rule}, not {_shown(self.value)}"
+
+
+def _shown(value: object) -> str:
+    """Return a value as one would write it; what is very long, shortened."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int of thousands of digits
+        return f"{type(value).__name__} of great length"
+    return text if len(text) <= 200 else f"{text[:100]}... ({len(text)} characters)"
 
 
 class InvalidContractError(TBCError, ValueError):
@@ -260,6 +276,54 @@ class VocabularyError(TBCError, OSError):
 
 class TraceError(TBCError, ValueError):
     """A trace file that cannot be read, with the line that is wrong."""
+
+
+class InvalidPriceError(TBCError, ValueError):
+    """A price that cannot be read, with the path of the key that is wrong.
+
+    Parameters
+    ----------
+    path : str
+        Where it was found, e.g. ``"prices['gpt-4o']['inputs_per_million']"``.
+    reason : str
+        What is wrong with it, and what would be right.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class UnknownPriceError(TBCError, ValueError):
+    """Nobody knows what this model costs, and an unknown price is not a free price.
+
+    Parameters
+    ----------
+    model : str or None
+        The model; ``None`` if the call names none.
+    hint : str, optional
+        What else may help.
+    """
+
+    def __init__(self, model: str | None, hint: str = "") -> None:
+        super().__init__(model, hint)
+        self.model = model
+        self.hint = hint
+
+    def __str__(self) -> str:
+        who = "A call that names no model" if self.model is None else f"Model {_shown(self.model)}"
+        key = _shown("MODEL" if self.model is None else self.model)
+        text = (
+            f"{who} has no known price. Say what it costs: "
+            f'prices={{{key}: {{"input_per_million": "...", "output_per_million": "..."}}}}; '
+            f'or that it is free: prices={{{key}: {{"free": True}}}}; or unknown_price=Decimal("...") to '
+            'assume US dollars per million tokens, or unknown_price="track" to run it without a price.'
+        )
+        return f"{text} {self.hint}" if self.hint else text
 
 
 class StoreError(TBCError, OSError):

@@ -29,7 +29,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from tbc.contract import check_amount, check_seconds
-from tbc.errors import HoldEndedError, InvalidContractError, OverrunError
+from tbc.errors import HoldEndedError, InvalidContractError
 from tbc.holds import CURRENT_HOLD
 from tbc.streams import AsyncStream, Stream, follow, follow_async
 

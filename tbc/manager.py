@@ -1,7 +1,8 @@
 """The manager: what users touch.
 
 One `BudgetManager` is one pool: a root account (the manager-wide caps, if there are any) and the tree of
-agents below it. Every method is safe to call from any thread or task and never waits for anything but the lock.
+agents below it. Every method is safe to call from any thread or task and never waits for anything but the
+lock.
 """
 
 from __future__ import annotations

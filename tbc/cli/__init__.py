@@ -21,6 +21,7 @@ __all__ = ["app", "run"]
 
 app = App(name="tbc", version=__version__, help="Token budget contracts: a budget market for LLM agents.")
 app.command("tbc.cli.replay:replay", name="replay")
+app.command("tbc.cli.prices:prices", name="prices")
 
 
 def run(arguments: Sequence[str]) -> int:
