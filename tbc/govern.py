@@ -34,7 +34,8 @@ from tbc.streams import AsyncStream, Stream, follow, follow_async
 
 if TYPE_CHECKING:
     from tbc.manager import BudgetManager
-    from tbc.usage import StreamUsage, Usage
+    from tbc.stream_usage import StreamUsage
+    from tbc.usage import Usage
 
 __all__ = ["Governed", "Governor", "OutputHistory"]
 
@@ -290,7 +291,8 @@ class _Call:
 
     def add_chunk(self, chunk: Any) -> None:
         """Count a chunk as it arrives, note the usage it may carry, and keep the hold alive."""
-        from tbc.usage import StreamUsage, text_of
+        from tbc.stream_usage import StreamUsage
+        from tbc.usage import text_of
 
         if self._chunk_usage is None:
             self._chunk_usage = StreamUsage()
@@ -307,7 +309,7 @@ class _Call:
     def finish_stream(self, result: Any = None) -> None:
         """Settle a stream that ran to its end; `result` is what a generator returned."""
         usage = None if self._chunk_usage is None else self._chunk_usage.usage
-        total = None if usage is None or usage.output_tokens is None else usage.tokens
+        total = None if usage is None or usage.all_output is None else usage.tokens
         try:
             self._settle(total, self.input_tokens + self.streamed_tokens, None, result=result)
         except BaseException as error:
@@ -361,7 +363,7 @@ class _Call:
             usage = read_usage(result)
         output: int | None = None
         if usage is not None:
-            used, output = usage.tokens, usage.output_tokens
+            used, output = usage.tokens, usage.all_output
         counted = 0
         if used is None:
             counted = self._count_reply(result)
@@ -402,7 +404,8 @@ class _Call:
         if output is None:
             output = max(0, settlement.tokens - self.input_tokens)
         history = self._manager.output_history(governor.agent_name)
-        history.add(output, cut_off=self.cap_from_history and output >= self.cap > 0)
+        if used != 0:  # a call that cost nothing, as from a cache of replies, says nothing about the next one
+            history.add(output, cut_off=self.cap_from_history and output >= self.cap > 0)
         if problem is not None:
             raise problem
         if governor.confidence_fn is not None and (result is not None or not self.streamed):

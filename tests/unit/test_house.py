@@ -26,7 +26,7 @@ FLOORS = [
     "clearing | journal | keys | vocabulary | replies",
     "ledger",
     "tokens | usage",
-    "donors | confidence",
+    "donors | confidence | stream_usage",
     "reallocator",
     "holds",
     "tree | lifecycle",
