@@ -306,12 +306,18 @@ class _Call:
             self.hold.extend(expires_s=self._governor.expires_s)
             self._keep_until = now + self._governor.expires_s / 2
 
+    def _streamed(self) -> int:
+        """Return the tokens of a stream so far: as stated, and the output counted if that is more."""
+        usage = None if self._chunk_usage is None else self._chunk_usage.usage
+        stated, written = (None, None) if usage is None else (usage.all_input, usage.all_output)
+        return (self.input_tokens if stated is None else stated) + max(self.streamed_tokens, written or 0)
+
     def finish_stream(self, result: Any = None) -> None:
         """Settle a stream that ran to its end; `result` is what a generator returned."""
         usage = None if self._chunk_usage is None else self._chunk_usage.usage
         total = None if usage is None or usage.all_output is None else usage.tokens
         try:
-            self._settle(total, self.input_tokens + self.streamed_tokens, None, result=result)
+            self._settle(total, self._streamed(), None, result=result)
         except BaseException as error:
             self._settle_whole()
             _attach_result(error, result)
@@ -321,13 +327,13 @@ class _Call:
         """Book a stream that was left half-way. Never waits: finalizers come here too."""
         if self.hold.state not in ("open", "expired"):
             return
-        tokens = self.hold.recorded or self.input_tokens + self.streamed_tokens
+        tokens = self.hold.recorded or self._streamed()
         self._manager.end_later(self.hold, tokens, estimated=True)
 
     def fail(self, error: BaseException) -> None:
         """End the hold of a call that raised."""
-        if self.streamed_tokens and not self.hold.recorded:
-            self.hold.expect_input(self.input_tokens + self.streamed_tokens)
+        if self.streamed and not self.hold.recorded:
+            self.hold.expect_input(self._streamed())
         self.hold.leave(error, self._governor.not_sent)
 
     def finish(self, result: Any) -> None:

@@ -119,6 +119,8 @@ class Usage:
 
     def __add__(self, other: Usage) -> Usage:
         """Return the usage of two calls, class by class; what one of them states is known."""
+        if not isinstance(other, Usage):
+            return NotImplemented
         return Usage(**{name: _sum(getattr(self, name), getattr(other, name)) for name in _CLASSES})
 
 
@@ -349,6 +351,7 @@ def _disjoint(
     total: int | None = None,
 ) -> Usage:
     """Make disjoint classes of an input and an output that include them, and of a stated total."""
+    read = _first(read, cached_audio)
     if total is not None:
         if prompt is None and output is None:
             prompt = _at_most(_sum(read, write, write_1h, audio), total)
@@ -356,7 +359,7 @@ def _disjoint(
             prompt = total - output
         elif total >= (prompt or 0) + (output or 0):
             output = total - (prompt or 0)
-    read, write_1h, write, fresh = _shares(prompt, _first(read, cached_audio), write_1h, write)
+    read, write_1h, write, fresh = _shares(prompt, read, write_1h, write)
     cached_audio = _at_most(cached_audio, audio)
     if read and audio is not None and fresh is not None and audio - fresh > (cached_audio or 0):
         cached_audio = audio - fresh

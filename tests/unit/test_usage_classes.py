@@ -392,6 +392,8 @@ def test_usages_add_up_class_by_class(one: Call, other: Call) -> None:
 def test_what_one_of_two_usages_does_not_state_is_known_from_the_other() -> None:
     both = Usage(input_tokens=1) + Usage(input_tokens=2, output_audio_tokens=0)
     assert both == Usage(input_tokens=3, output_audio_tokens=0)
+    with pytest.raises(TypeError):
+        both + 1  # type: ignore[operator]
 
 
 # --- nonsense -----------------------------------------------------------------------------------------------
