@@ -15,6 +15,9 @@ from openai.types import responses as ot
 from openai.types.chat import ChatCompletionChunk
 
 import tbc
+from tests.offline_litellm import lazy_schemas, litellm
+
+pytestmark = lazy_schemas
 
 WORDS = ("one ", "two ", "three ")
 #: What the calls below really spend: 120 of input, and 10, 20, 30 of output as the three words come.
@@ -136,13 +139,10 @@ def langchain_cumulative() -> Iterator[Any]:
     return langchain(OUTPUTS, (INPUT,) * 3)
 
 
-def litellm() -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:  # the prices that it ships: nothing is fetched
-        patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-        from litellm.types.utils import ModelResponseStream
+def litellm_chunks() -> Iterator[Any]:
     for word, output in zip(WORDS, OUTPUTS, strict=True):
         choices = [{"index": 0, "delta": {"role": "assistant", "content": word}}]
-        yield ModelResponseStream(id="c", model="m", choices=choices, usage=openai_usage(output))
+        yield litellm().ModelResponseStream(id="c", model="m", choices=choices, usage=openai_usage(output))
 
 
 STREAMS = [
@@ -154,7 +154,7 @@ STREAMS = [
     google,
     langchain_deltas,
     langchain_cumulative,
-    litellm,
+    litellm_chunks,
 ]
 streams = pytest.mark.parametrize("chunks", STREAMS, ids=lambda chunks: chunks.__name__)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import socket
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -23,23 +20,9 @@ from openai.types.realtime import RealtimeResponseUsage
 
 from tbc.stream_usage import StreamUsage
 from tbc.usage import Usage, read_usage, reply_text
+from tests.offline_litellm import CONNECTIONS, lazy_schemas, litellm
 
-CONNECTIONS: Final[list[str]] = []
-
-
-@functools.cache
-def litellm() -> Any:
-    """Import LiteLLM with the prices that it ships, and note whether it asks the network for anything."""
-
-    def connect(*args: Any, **kwargs: Any) -> Any:
-        CONNECTIONS.append(repr(args))
-        raise OSError("no network here")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-        patch.setattr(socket, "getaddrinfo", connect)
-        patch.setattr(socket.socket, "connect", connect)
-        return importlib.import_module("litellm")
+pytestmark = lazy_schemas
 
 
 def test_importing_litellm_asks_no_network() -> None:
@@ -493,6 +476,46 @@ def test_classes_of_a_contradiction_are_never_more_than_what_they_are_part_of(re
         assert usage.all_output == output
 
 
+@pytest.mark.parametrize(
+    ("record", "usage"),
+    [
+        (
+            {"total_tokens": 9, "prompt_tokens_details": {"cached_tokens": 5}},
+            Usage(input_tokens=0, cached_read_tokens=5, output_tokens=4),
+        ),
+        (
+            {"total_tokens": 9, "prompt_tokens_details": {"audio_tokens": 50}},
+            Usage(input_tokens=0, input_audio_tokens=9, output_tokens=0),
+        ),
+        (
+            {"prompt_tokens": 9, "completion_tokens": 1, "prompt_tokens_details": {"audio_tokens": 50}},
+            Usage(input_tokens=0, input_audio_tokens=9, output_tokens=1),
+        ),
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 8,
+                "completion_tokens_details": {"audio_tokens": 5, "reasoning_tokens": 7},
+            },
+            Usage(input_tokens=9, output_tokens=3, output_audio_tokens=5, reasoning_tokens=3),
+        ),
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 1,
+                "prompt_tokens_details": {
+                    "cache_creation_tokens": 4,
+                    "cache_creation_token_details": {"ephemeral_1h_input_tokens": 6},
+                },
+            },
+            Usage(input_tokens=3, cached_write_tokens=0, cached_write_1h_tokens=6, output_tokens=1),
+        ),
+    ],
+)
+def test_contradictions_that_have_an_answer(record: dict[str, Any], usage: Usage) -> None:
+    assert read_usage({"usage": record}) == usage
+
+
 # --- what is special to one ---------------------------------------------------------------------------------
 
 
@@ -576,8 +599,11 @@ def test_writes_for_an_hour_that_are_told_at_the_start_of_a_stream_stay_apart() 
 
 
 def test_audio_in_the_last_chunk_of_a_stream_is_output() -> None:
+    last = google_usage(Call(answer=2, spoken=25))
+    last.prompt_token_count = last.prompt_tokens_details = last.total_token_count = None
+    last.cached_content_token_count = last.cache_tokens_details = None
     stream = StreamUsage()
-    for chunk in (google(Call(text=90, answer=2)), google(Call(text=90, answer=2, spoken=25))):
+    for chunk in (google(Call(text=90, answer=2)), gemini.GenerateContentResponse(usage_metadata=last)):
         stream.add(chunk)
     assert stream.usage == CONVENTIONS["google"].usage(Call(text=90, answer=2, spoken=25))
 
