@@ -340,15 +340,18 @@ class SpendingDesk(Pool):
         if isinstance(refused, Decision) and self._mode == "enforce":
             raise lifecycle.refusal(refused)
 
-    def end_later(self, hold: Hold, tokens: int | None, *, estimated: bool) -> None:
+    def end_later(
+        self, hold: Hold, tokens: int | None, *, estimated: bool, usage: Usage | None = None
+    ) -> None:
         """Settle (``None``: void) without ever waiting for the lock, at once or with the next operation.
 
         For finalizers: garbage collection may run them anywhere, also inside of an operation.
         """
+        nano = None if usage is None or hold.price is None else hold.price.cost(usage)
 
         def end(now: float) -> None:
             if tokens is not None and hold.state in ("open", "expired"):
-                lifecycle.settle(self.ledger, hold, self._spent(hold, tokens, None, None, estimated), now)
+                lifecycle.settle(self.ledger, hold, self._spent(hold, tokens, nano, None, estimated), now)
             elif tokens is None and hold.state == "open":
                 lifecycle.void(self.ledger, hold, now)
 

@@ -26,16 +26,19 @@ from collections.abc import (
     Mapping,
 )
 from threading import Lock
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
+
+import attrs
 
 from tbc.contract import check_amount, check_seconds
-from tbc.errors import HoldEndedError, InvalidContractError
+from tbc.errors import HoldEndedError, InvalidContractError, OverrunError
 from tbc.holds import CURRENT_HOLD
 from tbc.streams import AsyncStream, Stream, follow, follow_async
 
 if TYPE_CHECKING:
     from tbc.manager import BudgetManager
-    from tbc.usage import StreamUsage, Usage
+    from tbc.stream_usage import StreamUsage
+    from tbc.usage import Usage
 
 __all__ = ["Governed", "Governor", "OutputHistory"]
 
@@ -107,6 +110,13 @@ class Governor:
             raise InvalidContractError(f"on_overrun must be 'raise' or 'record', not {on_overrun!r}")
         if on_error not in ("book", "void"):
             raise InvalidContractError(f"on_error must be 'book' or 'void', not {on_error!r}")
+        for name, value in {"confidence_fn": confidence_fn, "usage_fn": usage_fn}.items():
+            if value is not None and not callable(value):
+                raise InvalidContractError(f"{name} must be a callable or None, not {value!r}")
+        if cap_kwarg is not None and not isinstance(cap_kwarg, str):
+            raise InvalidContractError(f"cap_kwarg must be the name of an argument, not {cap_kwarg!r}")
+        if not (model is None or isinstance(model, str) or callable(model)):
+            raise InvalidContractError(f"model must be a name or a callable, not {model!r}")
         if max_output_tokens is not None:
             max_output_tokens = check_amount("max_output_tokens", max_output_tokens)
         self.manager = manager
@@ -126,13 +136,18 @@ class Governor:
     def __call__(self, function: Callable[..., Any], /) -> Callable[..., Any]:
         """Return `function`, governed."""
         name = str(getattr(function, "__name__", type(function).__name__))
-        cap_position = self._cap_position(function)
+        if not callable(function):
+            raise InvalidContractError(
+                f"govern takes a function, not {function!r}; put it below @classmethod and @staticmethod"
+            )
+        cap = self._find_cap(function)
+        bound_to = _first_is_owner(function)
         model_position = _position(function, "model")
         target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
 
         def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
             model = self._model_of(model_position, args, kwargs)
-            return _Call(self, name, cap_position, model, args, kwargs)
+            return _Call(self, name, cap, bound_to, model, args, kwargs)
 
         def begin_stream(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Call, Any]:
             call = begin(args, kwargs)
@@ -168,18 +183,39 @@ class Governor:
             model = args[position]
         return model if isinstance(model, str) else None
 
-    def _cap_position(self, function: Callable[..., Any]) -> int | None:
-        """Return where `cap_kwarg` may come as a positional argument."""
+    def _find_cap(self, function: Callable[..., Any]) -> _CapArgument:
+        """Return where `cap_kwarg` may come as a positional argument, and its default."""
         if self.cap_kwarg is None:
-            return None
+            return _CapArgument(None, None)
         parameters = _parameters(function)
-        if parameters is not None and self.cap_kwarg not in parameters:
-            if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-                return None
+        parameter = None if parameters is None else parameters.get(self.cap_kwarg)
+        if parameters is None or parameter is None:
+            if parameters is None or any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+                return _CapArgument(None, None)
             raise InvalidContractError(
                 f"cap_kwarg={self.cap_kwarg!r} is no argument of {function!r}; it has {list(parameters)}"
             )
-        return _position(function, self.cap_kwarg)
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise InvalidContractError(
+                f"cap_kwarg={self.cap_kwarg!r} of {function!r} is positional-only: it cannot be handed over"
+            )
+        default = parameter.default
+        return _CapArgument(
+            _position(function, self.cap_kwarg), default if type(default) is int and default >= 0 else None
+        )
+
+
+class _CapArgument(NamedTuple):
+    """Where the cap of the output may come as a positional argument, and its default."""
+
+    position: int | None
+    default: int | None
+
+
+def _first_is_owner(function: Callable[..., Any]) -> bool:
+    """Return whether the first argument is the object that a method belongs to: that is not sent."""
+    parameters = _parameters(function)
+    return next(iter(parameters or ()), None) in ("self", "cls")
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
@@ -206,6 +242,8 @@ class _Call:
         "_governor",
         "_keep_until",
         "_manager",
+        "_output_is_stated",
+        "_sent",
         "args",
         "cap",
         "cap_from_history",
@@ -221,7 +259,8 @@ class _Call:
         self,
         governor: Governor,
         name: str,
-        cap_position: int | None,
+        cap: _CapArgument,
+        bound_to: bool,
         model: str | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -233,10 +272,12 @@ class _Call:
         self.streamed_tokens = 0
         self.streamed = False  # whether any chunk came: then there may be no result to have a confidence in
         self._chunk_usage: StreamUsage | None = None
-        asked = self._asked_cap(cap_position)
+        self._output_is_stated = False
+        self._sent = False  # whether a request is under way that others may read the reply of
+        asked = self._asked_cap(cap)
         self.cap_from_history = False
         self.cap = self._default_cap() if asked is None else asked
-        self.input_tokens = self._count_input(cap_position) if args or kwargs else 0
+        self.input_tokens = self._count_input(cap.position, bound_to) if args or kwargs else 0
         least = self.input_tokens + (1 if governor.cap_kwarg is not None and self.cap else 0)
         self.hold = manager.hold_call(
             governor.agent_name,
@@ -250,21 +291,22 @@ class _Call:
         self.cap = self.hold.tokens - self.input_tokens
         self._keep_until = self.hold.expires_at - governor.expires_s / 2
         if governor.cap_kwarg is not None:
-            self._hand_over_cap(governor.cap_kwarg, cap_position)
+            self._hand_over_cap(governor.cap_kwarg, cap.position)
 
-    def _count_input(self, cap_position: int | None) -> int:
-        """Count every argument but the cap."""
+    def _count_input(self, cap_position: int | None, bound_to: bool) -> int:
+        """Count every argument but the cap and the object of a method."""
         cap_kwarg = self._governor.cap_kwarg
-        args = [arg for i, arg in enumerate(self.args) if i != cap_position]
+        args = [arg for i, arg in enumerate(self.args) if i != cap_position and (i or not bound_to)]
         values = [value for name, value in self.kwargs.items() if name != cap_kwarg]
         return self._manager.count([args, values], model=self.model)
 
-    def _asked_cap(self, position: int | None) -> int | None:
-        governor = self._governor
+    def _asked_cap(self, argument: _CapArgument) -> int | None:
+        governor, position = self._governor, argument.position
         if governor.cap_kwarg is not None:
-            cap = self.kwargs.get(governor.cap_kwarg)
-            if cap is None and position is not None and position < len(self.args):
+            if position is not None and position < len(self.args):
                 cap = self.args[position]
+            else:
+                cap = self.kwargs.get(governor.cap_kwarg, argument.default)
             if cap is not None:
                 return check_amount(governor.cap_kwarg, cap)
         return governor.max_output_tokens
@@ -308,9 +350,14 @@ class _Call:
     def finish_or_follow(self, result: Any) -> Any:
         """End the hold, or follow what is still to be consumed."""
         if hasattr(type(result), "__next__"):
+            self._sent = not inspect.isgenerator(result)
             return Stream(self, result)
         if hasattr(type(result), "__anext__"):
+            self._sent = not inspect.isasyncgen(result)
             return AsyncStream(self, result)
+        if hasattr(type(result), "add_done_callback"):  # a task or future: whoever has it waits for it
+            result.add_done_callback(self._finish_done)
+            return result
         if inspect.isawaitable(result):
             return self.await_result(result)
         self.finish(result)
@@ -318,31 +365,57 @@ class _Call:
 
     # -- ending --------------------------------------------------------------------------------------------
 
+    def _finish_done(self, future: Any) -> None:
+        """End the hold with a task or future. An overrun is booked; there is nobody to raise it to."""
+        try:
+            result = future.result()
+        except BaseException as error:
+            self.fail(error)
+        else:
+            with contextlib.suppress(OverrunError):
+                self.finish(result)
+
     def add_chunk(self, chunk: Any) -> None:
         """Count a chunk as it arrives, note the usage it may carry, and keep the hold alive."""
-        from tbc.usage import StreamUsage, text_of
+        from tbc.stream_usage import StreamUsage
+        from tbc.usage import text_of
 
         if self._chunk_usage is None:
             self._chunk_usage = StreamUsage()
             self.streamed = True
-        self._chunk_usage.add(chunk)
+        stated = self._chunk_usage.add(chunk)
         text = text_of(chunk)
         if text:
             self.streamed_tokens += self._manager.count(text, model=self.model)
+        if stated is not None and stated.all_output is not None:
+            self._output_is_stated = True
+        elif text:  # written after what was stated: that was not the last word
+            self._output_is_stated = False
         now = self._manager.now()
         if now >= self._keep_until and self.hold.state == "open":
             with contextlib.suppress(HoldEndedError):  # it expired in the pause: the settle will be late
                 self.hold.extend(expires_s=self._governor.expires_s)
             self._keep_until = now + self._governor.expires_s / 2
 
+    def _so_far(self) -> Usage:
+        """Return the usage of a stream so far: the input as stated, the output as counted if that is more."""
+        from tbc.usage import Usage
+
+        stated = Usage() if self._chunk_usage is None else self._chunk_usage.usage or Usage()
+        if stated.all_input is None:
+            stated = attrs.evolve(stated, input_tokens=self.input_tokens)
+        missing = self.streamed_tokens - (stated.all_output or 0)
+        return stated + Usage(output_tokens=missing) if missing > 0 else stated
+
     def finish_stream(self, result: Any = None) -> None:
         """Settle a stream that ran to its end; `result` is what a generator returned."""
         usage = None if self._chunk_usage is None else self._chunk_usage.usage
-        if usage is not None and usage.output_tokens is None:
-            usage = None
-        total = None if usage is None else usage.tokens
         try:
-            self._settle(total, self.input_tokens + self.streamed_tokens, None, usage, result=result)
+            if usage is not None and self._output_is_stated:
+                self._settle(usage.tokens, None, usage.all_output, usage, result=result)
+            else:
+                usage = self._so_far()
+                self._settle(None, usage.tokens, usage.all_output, usage, result=result)
         except BaseException as error:
             self._settle_whole()
             _attach_result(error, result)
@@ -352,13 +425,20 @@ class _Call:
         """Book a stream that was left half-way. Never waits: finalizers come here too."""
         if self.hold.state not in ("open", "expired"):
             return
-        tokens = self.hold.recorded or self.input_tokens + self.streamed_tokens
-        self._manager.end_later(self.hold, tokens, estimated=True)
+        if self.hold.recorded:
+            self._manager.end_later(self.hold, self.hold.recorded, estimated=True)
+        elif self.streamed or not self._sent:
+            usage = self._so_far()
+            self._manager.end_later(self.hold, usage.tokens, estimated=True, usage=usage)
+        else:  # it was read by ways of its own: nobody knows how much
+            self._manager.end_later(self.hold, self.hold.tokens, estimated=True)
 
     def fail(self, error: BaseException) -> None:
         """End the hold of a call that raised."""
-        if self.streamed_tokens and not self.hold.recorded:
-            self.hold.expect_input(self.input_tokens + self.streamed_tokens)
+        if self.streamed and not self.hold.recorded and self.hold.state in ("open", "expired"):
+            usage = self._so_far()
+            self.hold.expect_input(usage.all_input or 0)
+            self.hold.record(usage.tokens or 0)
         self.hold.leave(error, self._governor.not_sent)
 
     def finish(self, result: Any) -> None:
@@ -394,8 +474,8 @@ class _Call:
             usage = read_usage(result)
         output: int | None = None
         if usage is not None:
-            used, output = usage.tokens, usage.output_tokens
-        counted: int | None = 0
+            used, output = usage.tokens, usage.all_output
+        counted: int | None = None
         if used is None:
             counted = self._count_reply(result)
         elif output is None:
@@ -429,13 +509,16 @@ class _Call:
                 hold.settle(used, usage=usage)
             elif hold.recorded:
                 hold.settle(hold.recorded)
+            elif counted is None:
+                hold.settle(estimated=True)
             else:
-                hold.settle(hold.tokens if counted is None else counted, estimated=True)
+                hold.settle(counted, usage=usage, estimated=True)
         settlement = hold.settlement
         assert settlement is not None, "the hold has ended"
         if output is None:
             output = max(0, settlement.tokens - self.input_tokens)
-        if used is not None or counted is not None or hold.recorded:  # what nobody knows teaches nothing
+        # What nobody knows teaches nothing, nor does a call that cost nothing, as from a cache of replies.
+        if used or (used is None and (counted is not None or hold.recorded)):
             told = self.cap_from_history and governor.cap_kwarg is not None
             history = self._manager.output_history(governor.agent_name)
             history.add(output, cut_off=told and output >= self.cap > 0)

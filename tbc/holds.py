@@ -7,8 +7,9 @@ A hold on several axes has a part on each; the hold itself is the part on tokens
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar
 from tbc.axes import TOKENS, USD, Axis, format_amount
 from tbc.contract import check_amount
 from tbc.decision import Decision, Settlement, Transfer
-from tbc.errors import NoCurrentHoldError, NotSent
+from tbc.errors import HoldEndedError, NoCurrentHoldError, NotSent
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -69,6 +70,17 @@ def with_current_hold(function: Callable[P, R]) -> Callable[P, R]:
         If there is no current hold here.
     """
     hold = current_hold()
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def awaiting(*args: P.args, **kwargs: P.kwargs) -> Any:
+            token = CURRENT_HOLD.set(hold)
+            try:
+                return await function(*args, **kwargs)
+            finally:
+                CURRENT_HOLD.reset(token)
+
+        return awaiting  # type: ignore[return-value]  # an async function is one that returns an awaitable
 
     @functools.wraps(function)
     def carried(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -108,7 +120,9 @@ class Desk(Protocol):
     ) -> None:
         """Set more aside, or for longer."""
 
-    def end_later(self, hold: Hold, tokens: int | None, *, estimated: bool) -> None:
+    def end_later(
+        self, hold: Hold, tokens: int | None, *, estimated: bool, usage: Usage | None = None
+    ) -> None:
         """Settle (``None``: void) without ever waiting."""
 
     def remaining(self, agent_name: str, axis: Axis = TOKENS) -> int | None:
@@ -281,9 +295,17 @@ class Hold(Part):
         return self._desk.should_wind_down(self)
 
     def record(self, tokens: int) -> None:
-        """Note `tokens` more as used for certain; booked if the call ends in an exception."""
+        """Note `tokens` more as used for certain; booked if the call ends in an exception.
+
+        Raises
+        ------
+        HoldEndedError
+            If it has been settled or voided: nobody would book them.
+        """
         tokens = check_amount("tokens", tokens)
         with _RECORDING:
+            if self.state in ("settled", "voided"):
+                raise HoldEndedError(self.hold_id, self.state, "recorded on", self.settlement)
             self._noted().recorded += tokens
 
     def expect_input(self, tokens: int) -> None:
@@ -463,8 +485,8 @@ class Hold(Part):
             self.settle(tokens, estimated=estimated)
 
 
-class PendingHold(Awaitable[Hold]):
-    """A hold that is asked for when it is awaited or entered with ``async with``."""
+class PendingHold(Coroutine[Any, Any, Hold]):
+    """A hold that is asked for, once, when it is awaited, made a task, or entered with ``async with``."""
 
     __slots__ = ("_ask", "_hold")
 
@@ -472,15 +494,28 @@ class PendingHold(Awaitable[Hold]):
         self._ask = ask
         self._hold: Hold | None = None
 
-    def __await__(self) -> Generator[Any, None, Hold]:
-        return self._asked().__await__()
+    def _asked(self) -> Hold:
+        if self._hold is None:
+            self._hold = self._ask()
+        return self._hold
 
-    async def _asked(self) -> Hold:
-        return self._ask()
+    def __await__(self) -> Generator[Any, None, Hold]:
+        return self._asked()
+        yield  # never reached: nothing here waits
+
+    def send(self, value: Any, /) -> Any:
+        """Ask, as the step of a task."""
+        raise StopIteration(self._asked())
+
+    def throw(self, error: Any, value: Any = None, trace: Any = None, /) -> Any:
+        """Raise what a task is cancelled with."""
+        raise error
+
+    def close(self) -> None:
+        """Ask for nothing."""
 
     async def __aenter__(self) -> Hold:
-        self._hold = self._ask()
-        return self._hold.__enter__()
+        return self._asked().__enter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,18 +1,24 @@
 """A provider's reply to usage: what a call really spent, in classes that do not overlap.
 
-`read_usage` reads the usage that a reply states, `StreamUsage` the usage that a stream states chunk by
-chunk. Both know their records by the names of their fields, objects and dicts alike, and import no client
-library. What is not stated is ``None``, never 0; only an ``int`` from 0 to 2**50 is a count.
+`read_usage` reads the usage that a reply states; a stream is read chunk by chunk by
+`tbc.stream_usage.StreamUsage`. Records are known by the names of their fields, objects and dicts alike, and
+no client library is imported. What is not stated is ``None``, never 0; only an ``int`` from 0 to 2**50 is a
+count.
 
-============================  =============================================  ==============================
-record                        input                                          output
-============================  =============================================  ==============================
-OpenAI chat completions       includes what was cached                       includes reasoning
-OpenAI responses              includes what was cached                       includes reasoning
-Anthropic messages            cached reads and writes are stated beside it   includes thinking
-Gemini                        includes what was cached, not tool results     without thoughts
-LangChain                     includes what was cached                       includes reasoning
-============================  =============================================  ==============================
+==========================  ==============================================  ================================
+record                      input                                           output
+==========================  ==============================================  ================================
+OpenAI chat completions     includes what was cached, and audio             includes reasoning, and audio
+OpenAI responses            includes what was cached, and audio             includes reasoning, and audio
+Anthropic messages          cached reads and writes are stated beside it    includes thinking
+Gemini                      includes what was cached, and audio; tool       without thoughts (in some replies
+                            results are stated beside it                    with them), includes audio
+LangChain                   includes what was cached, and audio             includes reasoning, and audio
+LiteLLM, whatever it asks   includes what was cached, and audio             includes reasoning, and audio
+==========================  ==============================================  ================================
+
+Few say how much of the audio was cached. Then the cached tokens are taken for text as far as that is
+possible, and cached audio is what does not fit into the rest of the input.
 
 Examples
 --------
@@ -32,9 +38,9 @@ from typing import Any, Final
 import attrs
 
 from tbc.errors import InvalidAmountError
-from tbc.replies import field, label, reply_text, text_of, unwrapped
+from tbc.replies import field, items, label, reply_text, text_of, unwrapped
 
-__all__ = ["StreamUsage", "Usage", "read_usage", "reply_text", "text_of"]
+__all__ = ["Usage", "read_usage", "reply_text", "stated_usage", "text_of"]
 
 _AMOUNT_MAX: Final = 2**53 - 1
 #: The largest number that is believed to be a count: sums of a few stay amounts.
@@ -46,9 +52,6 @@ _OUTPUT_NAMES: Final = (
     "candidates_token_count",
     "candidatesTokenCount",
 )
-#: Types of events that begin a response, and of whole replies, which are one each.
-_BEGINNINGS: Final = ("message_start", "response.created", "ai", "message")
-_WHOLE: Final = ("chat.completion", "response")
 
 
 def _check_count(_: object, attribute: attrs.Attribute[int | None], value: object) -> None:
@@ -62,28 +65,63 @@ def _is_count(value: object, most: int) -> bool:
 
 @attrs.frozen(kw_only=True)
 class Usage:
-    """Tokens of one call. The first four classes do not overlap; ``None`` means not stated."""
+    """Tokens of one call. No class overlaps another, but for reasoning; ``None`` means not stated.
 
-    #: Tokens of the input that were neither read from nor written to a cache.
+    Examples
+    --------
+    >>> usage = Usage(input_tokens=200, cached_read_tokens=600, output_tokens=150, reasoning_tokens=50)
+    >>> usage.all_input, usage.all_output, usage.tokens
+    (800, 150, 950)
+    >>> (usage + Usage(input_tokens=1, output_tokens=2)).tokens
+    953
+    """
+
+    #: Tokens of the input that were neither read from nor written to a cache, and are not audio.
     input_tokens: int | None = attrs.field(default=None, validator=_check_count)
-    #: Tokens of the input that were read from a cache.
+    #: Tokens of the input that were read from a cache, and are not known to be audio.
     cached_read_tokens: int | None = attrs.field(default=None, validator=_check_count)
-    #: Tokens of the input that were written to a cache.
+    #: Tokens of the input that were written to a cache, for the usual time (Anthropic: 5 minutes).
     cached_write_tokens: int | None = attrs.field(default=None, validator=_check_count)
-    #: Tokens of the output, reasoning included.
+    #: Tokens of the input that were written to a cache for an hour.
+    cached_write_1h_tokens: int | None = attrs.field(default=None, validator=_check_count)
+    #: Tokens of audio in the input that were not read from a cache.
+    input_audio_tokens: int | None = attrs.field(default=None, validator=_check_count)
+    #: Tokens of audio in the input that were read from a cache.
+    cached_audio_read_tokens: int | None = attrs.field(default=None, validator=_check_count)
+    #: Tokens of the output that are not audio, reasoning included.
     output_tokens: int | None = attrs.field(default=None, validator=_check_count)
+    #: Tokens of audio in the output.
+    output_audio_tokens: int | None = attrs.field(default=None, validator=_check_count)
     #: Tokens of reasoning, for information: a part of `output_tokens`.
     reasoning_tokens: int | None = attrs.field(default=None, validator=_check_count)
 
     @property
     def tokens(self) -> int | None:
         """Everything that counts towards a token budget; ``None`` if nothing is known."""
-        return _sum(self.all_input, self.output_tokens)
+        return _sum(self.all_input, self.all_output)
 
     @property
     def all_input(self) -> int | None:
-        """Tokens of the input, cached or not; ``None`` if nothing is known."""
-        return _sum(self.input_tokens, self.cached_read_tokens, self.cached_write_tokens)
+        """Tokens of the input, cached or not, text or audio; ``None`` if nothing is known."""
+        return _sum(
+            self.input_tokens,
+            self.cached_read_tokens,
+            self.cached_write_tokens,
+            self.cached_write_1h_tokens,
+            self.input_audio_tokens,
+            self.cached_audio_read_tokens,
+        )
+
+    @property
+    def all_output(self) -> int | None:
+        """Tokens of the output, text or audio; ``None`` if nothing is known."""
+        return _sum(self.output_tokens, self.output_audio_tokens)
+
+    def __add__(self, other: Usage) -> Usage:
+        """Return the usage of two calls, class by class; what one of them states is known."""
+        if not isinstance(other, Usage):
+            return NotImplemented
+        return Usage(**{name: _sum(getattr(self, name), getattr(other, name)) for name in _CLASSES})
 
 
 _CLASSES: Final = tuple(attribute.name for attribute in attrs.fields(Usage))
@@ -97,9 +135,10 @@ def read_usage(reply: object) -> Usage | None:
     around, as in `reply_text`. Several messages may be the history of a conversation, already booked; then
     the usage is unknown.
 
-    Numbers that contradict each other never make a class negative: cached tokens are at most the input that
-    includes them, reasoning at most the output. A stated total above the sum of the parts is believed, and
-    what is missing is output; one below it is not.
+    Numbers that contradict each other never make a class negative: cached tokens and audio are at most the
+    input that includes them, reasoning at most the output. A stated total above the sum of the parts is
+    believed, and what is missing is output; one below it is not. A reply that LiteLLM marks as taken from its
+    response cache has cost nothing: its usage is 0.
 
     Parameters
     ----------
@@ -111,13 +150,16 @@ def read_usage(reply: object) -> Usage | None:
     Usage or None
         ``None`` if no usage is stated. Never raises.
     """
-    return _stated(reply, unwrapped(reply))
+    return stated_usage(reply, unwrapped(reply))
 
 
-def _stated(reply: object, inner: Iterable[object]) -> Usage | None:
+def stated_usage(reply: object, inner: Iterable[object]) -> Usage | None:
+    """Read the usage of a reply like `read_usage`, given what the reply is wrapped around."""
     if reply is None or isinstance(reply, str):
         return None
     for candidate in (reply, *inner):
+        if _is_replayed(candidate):
+            return Usage(input_tokens=0, output_tokens=0)
         for record in _records(candidate):
             usage = None if record is None else _read_record(record)
             if usage is not None:
@@ -136,6 +178,16 @@ def _records(reply: object) -> Iterator[object]:
         yield field(metadata, "usage")
 
 
+def _is_replayed(reply: object) -> bool:
+    """Tell a chat completion from LiteLLM's response cache; its mark on embeddings may mean some of them."""
+    if label(reply, "object") != "chat.completion":
+        return False
+    try:  # a private attribute of the model: `field` does not see it
+        return field(getattr(reply, "_hidden_params", None), "cache_hit") is True
+    except Exception:
+        return False
+
+
 def _read_record(record: object) -> Usage | None:
     for read in (_read_gemini, _read_openai_chat, _read_inclusive, _read_anthropic):
         usage = read(record)
@@ -147,89 +199,142 @@ def _read_record(record: object) -> Usage | None:
 def _read_gemini(record: object) -> Usage | None:
     prompt = _count(record, "prompt_token_count", "promptTokenCount")
     tools = _count(record, "tool_use_prompt_token_count", "toolUsePromptTokenCount")
-    answer = _count(record, "candidates_token_count", "candidatesTokenCount", "response_token_count")
+    answer = _count(
+        record,
+        *("candidates_token_count", "candidatesTokenCount"),
+        *("response_token_count", "responseTokenCount"),
+    )
     thoughts = _count(record, "thoughts_token_count", "thoughtsTokenCount")
+    total = _count(record, "total_token_count", "totalTokenCount")
+    if _sum(prompt, tools, answer, thoughts, total) is None:
+        return None
+    within = answer is not None and total == _sum(prompt, tools, answer)
     return _disjoint(
         _sum(prompt, tools),
-        _sum(answer, thoughts),
+        answer if within else _sum(answer, thoughts),
         read=_count(record, "cached_content_token_count", "cachedContentTokenCount"),
+        cached_audio=_audio(record, "cache_tokens_details", "cacheTokensDetails"),
+        audio=_sum(
+            _audio(record, "prompt_tokens_details", "promptTokensDetails"),
+            _audio(record, "tool_use_prompt_tokens_details", "toolUsePromptTokensDetails"),
+        ),
+        output_audio=_audio(
+            record,
+            *("candidates_tokens_details", "candidatesTokensDetails"),
+            *("response_tokens_details", "responseTokensDetails"),
+        ),
         reasoning=thoughts,
-        total=_count(record, "total_token_count", "totalTokenCount"),
+        total=total,
     )
 
 
+def _audio(record: object, *names: str) -> int | None:
+    """Return the audio in the first of the fields that lists counts by modality."""
+    listed = next(filter(None, (items(record, name) for name in names)), [])
+    audio = [each for each in listed if label(each, "modality").upper() == "AUDIO"]
+    return _sum(*(_count(each, "token_count", "tokenCount") for each in audio))
+
+
 def _read_openai_chat(record: object) -> Usage | None:
-    details, more = field(record, "prompt_tokens_details"), field(record, "completion_tokens_details")
+    """Read OpenAI's chat completions, and LiteLLM, which repeats Anthropic's names for what was cached."""
     prompt, completion = _count(record, "prompt_tokens"), _count(record, "completion_tokens")
     if prompt is None and completion is None and _count(record, "input_tokens", "output_tokens") is not None:
         return None
     return _disjoint(
         prompt,
         completion,
-        read=_first(
-            _count(details, "cached_tokens"),
-            _count(record, "cache_read_input_tokens", "prompt_cache_hit_tokens"),
+        **_of_input(
+            field(record, "prompt_tokens_details"),
+            read=_count(record, "cache_read_input_tokens", "prompt_cache_hit_tokens"),
+            write=_count(record, "cache_creation_input_tokens"),
         ),
-        write=_first(
-            _count(details, "cache_write_tokens", "cache_creation_tokens"),
-            _count(record, "cache_creation_input_tokens"),
-        ),
-        reasoning=_count(more, "reasoning_tokens"),
+        **_of_output(field(record, "completion_tokens_details")),
         total=_count(record, "total_tokens"),
     )
 
 
 def _read_inclusive(record: object) -> Usage | None:
     """Read OpenAI's responses and LangChain: ``input_tokens`` with details that are a part of it."""
-    details = _first(field(record, "input_tokens_details"), field(record, "input_token_details"))
-    if _exclusive_cache(record) != (None, None) and _cached(details) == (None, None):
+    details = _of_input(_first(field(record, "input_tokens_details"), field(record, "input_token_details")))
+    cached_within = any(details.get(name) is not None for name in ("read", "write", "write_1h"))
+    if not cached_within and _sum(*_beside_input(record)) is not None:
         return None
-    read, write = _cached(details)
     return _disjoint(
         _count(record, "input_tokens"),
         _count(record, "output_tokens"),
-        read=read,
-        write=write,
-        reasoning=_reasoning(record),
+        **details,
+        **_of_output(_output_details(record)),
         total=_count(record, "total_tokens"),
     )
 
 
 def _read_anthropic(record: object) -> Usage | None:
-    read, write = _exclusive_cache(record)
+    read, write, write_1h = _beside_input(record)
     output = _count(record, "output_tokens")
     return Usage(
         input_tokens=_count(record, "input_tokens"),
         cached_read_tokens=read,
         cached_write_tokens=write,
+        cached_write_1h_tokens=write_1h,
         output_tokens=output,
-        reasoning_tokens=_at_most(_reasoning(record), output),
+        reasoning_tokens=_at_most(_of_output(_output_details(record)).get("reasoning"), output),
     )
 
 
-def _exclusive_cache(record: object) -> tuple[int | None, int | None]:
-    """Return what Anthropic states beside ``input_tokens``: cached reads and writes."""
-    written = field(record, "cache_creation")
-    return _count(record, "cache_read_input_tokens"), _first(
+def _beside_input(record: object) -> tuple[int | None, int | None, int | None]:
+    """Return what Anthropic states beside ``input_tokens``: cached reads, writes, and writes for an hour."""
+    by_time = field(record, "cache_creation")
+    return _count(record, "cache_read_input_tokens"), *_writes(
         _count(record, "cache_creation_input_tokens"),
-        _sum(_count(written, "ephemeral_5m_input_tokens"), _count(written, "ephemeral_1h_input_tokens")),
+        _count(by_time, "ephemeral_5m_input_tokens"),
+        _count(by_time, "ephemeral_1h_input_tokens"),
     )
 
 
-def _cached(details: object) -> tuple[int | None, int | None]:
-    """Return the cached reads and writes among the details of the input."""
-    read = _first(_count(details, "cached_tokens"), _sum_of(details, suffix="cache_read"))
-    write = _first(_count(details, "cache_write_tokens"), _sum_of(details, suffix="cache_creation"))
-    # LangChain repeats the writes by their time to live, then sometimes without the sum.
-    by_time = _sum_of(details, prefix="ephemeral_")
-    return read, write if by_time is None else max(by_time, write or 0)
-
-
-def _reasoning(record: object) -> Any:
-    details = _first(field(record, "output_tokens_details"), field(record, "output_token_details"))
-    return _first(
-        _count(details, "reasoning_tokens", "thinking_tokens"), _sum_of(details, suffix="reasoning")
+def _of_input(details: object, read: int | None = None, write: int | None = None) -> dict[str, int | None]:
+    """Return the classes in the details of an input that includes them; `read` and `write` if not there."""
+    if details is None:
+        return {"read": read, "write": write}
+    by_time = field(details, "cache_creation_token_details")
+    write, write_1h = _writes(
+        _first(
+            _count(details, "cache_write_tokens", "cache_creation_tokens"),
+            _sum_of(details, "cache_creation"),
+            write,
+        ),
+        _first(_count(by_time, "ephemeral_5m_input_tokens"), _sum_of(details, "ephemeral_5m_input_tokens")),
+        _first(_count(by_time, "ephemeral_1h_input_tokens"), _sum_of(details, "ephemeral_1h_input_tokens")),
     )
+    return {
+        "read": _first(_count(details, "cached_tokens"), _sum_of(details, "cache_read"), read),
+        "write": write,
+        "write_1h": write_1h,
+        "audio": _first(_count(details, "audio_tokens"), _sum_of(details, "audio")),
+        "cached_audio": _count(field(details, "cached_tokens_details"), "audio_tokens"),
+    }
+
+
+def _output_details(record: object) -> object:
+    return _first(field(record, "output_tokens_details"), field(record, "output_token_details"))
+
+
+def _of_output(details: object) -> dict[str, int | None]:
+    """Return the classes in the details of an output that includes them."""
+    if details is None:
+        return {}
+    return {
+        "reasoning": _first(
+            _count(details, "reasoning_tokens", "thinking_tokens"), _sum_of(details, "reasoning")
+        ),
+        "output_audio": _first(_count(details, "audio_tokens"), _sum_of(details, "audio")),
+    }
+
+
+def _writes(every: int | None, five: int | None, hour: int | None) -> tuple[int | None, int | None]:
+    """Return the writes for the usual time and for an hour; LangChain does not always state their sum."""
+    if every is None and five is None:
+        return None, hour
+    return max(every or 0, (five or 0) + (hour or 0)) - (hour or 0), hour
 
 
 def _disjoint(
@@ -238,134 +343,52 @@ def _disjoint(
     *,
     read: int | None = None,
     write: int | None = None,
+    write_1h: int | None = None,
+    audio: int | None = None,
+    cached_audio: int | None = None,
+    output_audio: int | None = None,
     reasoning: int | None = None,
     total: int | None = None,
 ) -> Usage:
-    """Make disjoint classes of an input that includes what was cached, and of a stated total."""
+    """Make disjoint classes of an input and an output that include them, and of a stated total."""
+    read = _first(read, cached_audio)
     if total is not None:
+        if prompt is None and output is None:
+            prompt = _at_most(_sum(read, write, write_1h, audio), total)
         if prompt is None and output is not None and total >= output:
             prompt = total - output
         elif total >= (prompt or 0) + (output or 0):
             output = total - (prompt or 0)
-    read = _at_most(read, prompt)
-    write = _at_most(write, None if prompt is None else prompt - (read or 0))
+    read, write_1h, write, fresh = _shares(prompt, read, write_1h, write)
+    cached_audio = _at_most(cached_audio, audio)
+    if read and audio is not None and fresh is not None and audio - fresh > (cached_audio or 0):
+        cached_audio = audio - fresh
+    cached_audio, read = _shares(read, cached_audio)
+    audio, fresh = _shares(fresh, None if audio is None else audio - (cached_audio or 0))
+    output_audio, output = _shares(output, output_audio)
     return Usage(
-        input_tokens=None if prompt is None else prompt - (read or 0) - (write or 0),
+        input_tokens=fresh,
         cached_read_tokens=read,
         cached_write_tokens=write,
+        cached_write_1h_tokens=write_1h,
+        input_audio_tokens=audio,
+        cached_audio_read_tokens=cached_audio,
         output_tokens=output,
+        output_audio_tokens=output_audio,
         reasoning_tokens=_at_most(reasoning, output),
     )
 
 
-class StreamUsage:
-    """The usage of a stream, from the usage that its chunks state.
-
-    OpenAI, Anthropic and Gemini state the usage so far, some once, some with every chunk: the last one
-    counts, and a number that a chunk leaves out keeps its last value. LangChain's chunks state what they
-    add, so they are added, as the sum of the chunks would be. Some of its integrations repeat the input, or
-    everything so far, with every chunk: where two chunks state the same input, the input is counted once,
-    and an output that only grows is taken as the output so far.
-
-    Several responses in one stream (the calls of an agent, one after the other) are added up. A new one
-    begins with an event that says so, with a whole reply, or where the id of the chunks changes for good.
-
-    Examples
-    --------
-    >>> stream = StreamUsage()
-    >>> stream.add({"type": "message_start", "message": {"usage": {"input_tokens": 25, "output_tokens": 1}}})
-    >>> stream.add({"type": "message_delta", "usage": {"output_tokens": 15}})
-    >>> stream.usage.tokens
-    40
-    """
-
-    __slots__ = ("_chunks_of_id", "_earlier", "_id", "_series")
-
-    def __init__(self) -> None:
-        self._earlier: Usage | None = None
-        self._series = _Series()
-        self._id = ""
-        self._chunks_of_id = 0
-
-    @property
-    def usage(self) -> Usage | None:
-        """What the chunks so far state; ``None`` if they state nothing."""
-        return _added(self._earlier, self._series.usage)
-
-    def add(self, chunk: object) -> None:
-        """Take in the next chunk. Never raises."""
-        inner = unwrapped(chunk)
-        self._follow(chunk, inner)
-        usage = _stated(chunk, inner)
-        if usage is not None:
-            adds = label(chunk, "type") == "AIMessageChunk"
-            self._series.add(usage) if adds else self._series.replace(usage)
-
-    def _follow(self, chunk: object, inner: Iterable[object]) -> None:
-        """Begin a new series if the chunk begins a new response."""
-        ids = (label(one, name) for one in (*inner, chunk) for name in ("id", "response_id"))
-        found = next(filter(None, ids), "")
-        changed = found not in ("", self._id)
-        begins = label(chunk, "type") in _BEGINNINGS or label(chunk, "object") in _WHOLE
-        # Why two: some gateways give every chunk an id of its own.
-        settled = self._id and self._chunks_of_id >= 2
-        if (begins and (changed or not found)) or (changed and settled):
-            self._earlier, self._series = self.usage, _Series()
-        if changed:
-            self._id, self._chunks_of_id = found, 0
-        self._chunks_of_id += 1
-
-
-class _Series:
-    """The usage of one response in a stream."""
-
-    __slots__ = ("_falls", "_last", "_repeats", "_rises", "_total")
-
-    def __init__(self) -> None:
-        self._total: Usage | None = None
-        self._last: Usage | None = None
-        self._repeats = self._rises = self._falls = False
-
-    def replace(self, usage: Usage) -> None:
-        """Take a usage so far. It never falls: a smaller input or output is one that was left out."""
-        self._total = self._last = _later(self._total, usage)
-
-    def add(self, usage: Usage) -> None:
-        """Take a usage that comes on top of what was."""
-        if self._last is not None:
-            before, after = self._last.output_tokens or 0, usage.output_tokens or 0
-            self._repeats |= bool(usage.all_input) and usage.all_input == self._last.all_input
-            self._rises |= after > before
-            self._falls |= after < before
-        self._total, self._last = _added(self._total, usage), usage
-
-    @property
-    def usage(self) -> Usage | None:
-        if not self._repeats or self._last is None:
-            return self._total
-        output = self._last if self._rises and not self._falls else self._total
-        return _joined(self._last, output)
-
-
-def _later(old: Usage | None, new: Usage) -> Usage:
-    """Return the later of two usages so far; an input or output that is left out or falls keeps its value."""
-    if old is None:
-        return new
-    given = new.all_input is not None and new.all_input >= (old.all_input or 0)
-    grows = new.output_tokens is not None and new.output_tokens >= (old.output_tokens or 0)
-    return _joined(new if given else old, new if grows else old)
-
-
-def _joined(one: Usage, other: Usage | None) -> Usage:
-    """Return the input of one usage and the output of another."""
-    other = other or one
-    return attrs.evolve(one, output_tokens=other.output_tokens, reasoning_tokens=other.reasoning_tokens)
-
-
-def _added(one: Usage | None, other: Usage | None) -> Usage | None:
-    if one is None or other is None:
-        return one or other
-    return Usage(**{name: _sum(getattr(one, name), getattr(other, name)) for name in _CLASSES})
+def _shares(whole: int | None, *parts: int | None) -> list[int | None]:
+    """Return what each part, in turn, can be of a whole that includes them all, and then the rest of it."""
+    if whole is None:
+        return [*parts, None]
+    shares: list[int | None] = []
+    for part in parts:
+        share = _at_most(part, whole)
+        whole -= share or 0
+        shares.append(share)
+    return [*shares, whole]
 
 
 def _count(record: object, *names: str) -> int | None:
@@ -377,12 +400,11 @@ def _count(record: object, *names: str) -> int | None:
     return None
 
 
-def _sum_of(details: object, *, prefix: str = "", suffix: str = "") -> int | None:
-    """Return the sum of the counts whose names begin and end so; some have a service tier in front."""
+def _sum_of(details: object, name: str) -> int | None:
+    """Return the sum of LangChain's counts of that name; some have a service tier in front of it."""
     if not isinstance(details, Mapping):
         return None
-    names = [name for name in details if isinstance(name, str)]
-    names = [name for name in names if name.startswith(prefix) and name.endswith(suffix)]
+    names = [each for each in details if isinstance(each, str) and each.endswith(name)]
     return _sum(*(_count(details, name) for name in names))
 
 

@@ -125,6 +125,7 @@ BAD_HOLD_INPUTS: tuple[tuple[str, type[TBCError], _HoldCall], ...] = (
     *(
         (f"settle with {bad!r}", InvalidAmountError, lambda hold, bad=bad: hold.settle(bad))
         for bad in _NO_AMOUNTS
+        if bad is not None  # unknown: the whole hold is booked
     ),
     *(
         (f"extend by {bad!r}", InvalidAmountError, lambda hold, bad=bad: hold.extend(bad))

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tbc.stream_usage import StreamUsage
 from tbc.tokens import EstimateCounter, TiktokenCounter, count
-from tbc.usage import StreamUsage, Usage, read_usage, reply_text, text_of
+from tbc.usage import Usage, read_usage, reply_text, text_of
 
 MARKERS = ["<|endoftext|>", "<|endofprompt|>", "<|fim_prefix|>", "<|fim_suffix|>", "<|im_start|>"]
 

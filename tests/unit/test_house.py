@@ -30,7 +30,7 @@ FLOORS = [
     "stores",
     "rates",
     "catalogue",
-    "donors | confidence | pricing",
+    "donors | confidence | pricing | stream_usage",
     "reallocator",
     "holds",
     "tree | lifecycle",

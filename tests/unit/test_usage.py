@@ -20,7 +20,8 @@ from openai.types import responses as oai
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from tbc.errors import InvalidAmountError
-from tbc.usage import StreamUsage, Usage, read_usage, reply_text, text_of
+from tbc.stream_usage import StreamUsage
+from tbc.usage import Usage, read_usage, reply_text, text_of
 
 # --- replies of the real clients ----------------------------------------------------------------------------
 
@@ -124,6 +125,7 @@ REPLIES: dict[str, tuple[Any, Usage]] = {
             input_tokens=20,
             cached_read_tokens=64,
             cached_write_tokens=6,
+            input_audio_tokens=0,
             output_tokens=10,
             reasoning_tokens=8,
         ),
@@ -164,7 +166,7 @@ REPLIES: dict[str, tuple[Any, Usage]] = {
             cache_creation={"ephemeral_5m_input_tokens": 4, "ephemeral_1h_input_tokens": 2},
             output_tokens=10,
         ),
-        Usage(input_tokens=20, cached_write_tokens=6, output_tokens=10),
+        Usage(input_tokens=20, cached_write_tokens=4, cached_write_1h_tokens=2, output_tokens=10),
     ),
     "gemini": (
         gemini_reply(
@@ -195,6 +197,7 @@ REPLIES: dict[str, tuple[Any, Usage]] = {
             input_tokens=20,
             cached_read_tokens=64,
             cached_write_tokens=6,
+            input_audio_tokens=0,
             output_tokens=10,
             reasoning_tokens=8,
         ),
