@@ -15,6 +15,8 @@
      ├── ManagedLedgerError     (TypeError)    these books move only through their manager
      ├── VocabularyError        (OSError)      a token vocabulary could not be loaded
      ├── TraceError             (ValueError)   a trace file that cannot be read
+     ├── WorkflowFileError      (ValueError)   a workflow file with problems, all of them
+     ├── UnresolvedReferenceError (LookupError) a `{{ reference }}` that leads to nothing
      └── BudgetExceededError                   a refusal: the amount cannot be covered
           ├── GateClosedError                  a refusal: the agent is confident enough
           ├── CarveOutError     (ValueError)   a refusal: the parent has not that much to spare
@@ -26,7 +28,7 @@ Refusals carry a `Decision`. Messages are made from the fields and end with what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,7 +52,9 @@ __all__ = [
     "TBCError",
     "TraceError",
     "UnknownAgentError",
+    "UnresolvedReferenceError",
     "VocabularyError",
+    "WorkflowFileError",
 ]
 
 
@@ -246,6 +250,50 @@ class VocabularyError(TBCError, OSError):
 
 class TraceError(TBCError, ValueError):
     """A trace file that cannot be read, with the line that is wrong."""
+
+
+class WorkflowFileError(TBCError, ValueError):
+    """A workflow file with problems.
+
+    Parameters
+    ----------
+    file : str
+        The name of the file.
+    problems : sequence of (str, str)
+        All of them: the path of the key (empty: the file as a whole), and what is wrong there.
+    """
+
+    def __init__(self, file: str, problems: Sequence[tuple[str, str]]) -> None:
+        super().__init__(file, tuple(problems))
+        self.file = file
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        return "\n".join(": ".join(filter(None, (self.file, *problem))) for problem in self.problems)
+
+
+class UnresolvedReferenceError(TBCError, LookupError):
+    """A reference in the input of a step that leads to nothing.
+
+    Parameters
+    ----------
+    reference : str
+        The reference.
+    reason : str
+        Where it ends.
+    known : iterable of str
+        What it could have named there.
+    """
+
+    def __init__(self, reference: str, reason: str, known: Iterable[object] = ()) -> None:
+        self.reference = reference
+        self.reason = reason
+        self.known = tuple(known)
+        super().__init__(reference, reason, self.known)
+
+    def __str__(self) -> str:
+        known = f"; there is {', '.join(map(str, self.known))}" if self.known else ""
+        return f"Reference {self.reference!r} leads to nothing: {self.reason}{known}."
 
 
 class BudgetExceededError(TBCError):
