@@ -41,7 +41,9 @@ from tbc.errors import (
     TBCError,
     TraceError,
     UnknownAgentError,
+    UnresolvedReferenceError,
     VocabularyError,
+    WorkflowFileError,
 )
 from tbc.holds import Hold, current_hold, with_current_hold
 from tbc.journal import Entry
@@ -91,8 +93,10 @@ __all__ = [
     "TraceError",
     "Transfer",
     "UnknownAgentError",
+    "UnresolvedReferenceError",
     "Usage",
     "VocabularyError",
+    "WorkflowFileError",
     "__version__",
     "clear",
     "current_hold",

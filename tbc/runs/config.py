@@ -14,8 +14,8 @@ Examples
 ...   - {id: draft, agent: writer, call: "tea.steps:draft"}
 ...   - {id: edit, agent: writer, call: "tea.steps:edit", input: "{{ steps.draft }}"}
 ... ''')
->>> workflow.limits.budget_usd, workflow.step("edit").needs
-(Decimal('0.5'), ('draft',))
+>>> workflow.limits.budget_mode, workflow.step("edit").needs
+('audit', ('draft',))
 """
 
 from __future__ import annotations

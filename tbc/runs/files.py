@@ -146,18 +146,27 @@ def _plain(value: Any, path: str, depth: int, problems: list[Problem]) -> Any:
     if depth > DEPTH_MAX:
         raise _UnreadableError(_TOO_DEEP)
     if isinstance(value, dict):
+        for key in value:
+            _check_text(key, join(path, key), problems)
         return {key: _plain(each, join(path, key), depth + 1, problems) for key, each in value.items()}
     if isinstance(value, list):
         return [_plain(each, f"{path}[{i}]", depth + 1, problems) for i, each in enumerate(value)]
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, str):
+        _check_text(value, path, problems)
+    elif isinstance(value, float) and not math.isfinite(value):
         problems.append((path, f"must be a finite number, not {value}"))
     elif isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
-    elif value is not None and not isinstance(value, (str, int, float)):
+    elif value is not None and not isinstance(value, (int, float)):
         problems.append(
             (path, f"must be text, a number, true, false, null, a list or a mapping, not {value!r}")
         )
     return value
+
+
+def _check_text(text: str, path: str, problems: list[Problem]) -> None:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        problems.append((ascii(path)[1:-1], "holds half a character (a surrogate); write the whole one"))
 
 
 def join(path: str, key: str) -> str:

@@ -23,7 +23,7 @@ from attrs import field, frozen
 
 from tbc.contract import BudgetContract, check_amount, check_fraction
 from tbc.errors import InvalidAmountError
-from tbc.money import to_nano
+from tbc.money import to_nano, to_usd
 from tbc.runs.references import Reference, find_references, whole_reference
 
 __all__ = [
@@ -43,10 +43,20 @@ __all__ = [
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float) -> str | None:
-    """Return the name that is most like `name`, if one is as like as `cutoff` (0 to 1) asks."""
+    """Return the name most like `name`, if one is a letter off or as like as `cutoff` (0 to 1) asks."""
     plain = {each.lower().replace("-", "_"): each for each in names}
-    found = get_close_matches(name.lower().replace("-", "_"), plain, n=1, cutoff=cutoff)
+    name = name.lower().replace("-", "_")
+    found = get_close_matches(name, [each for each in plain if _one_letter_off(name, each)], n=1, cutoff=0.01)
+    found = found or get_close_matches(name, plain, n=1, cutoff=cutoff)
     return plain[found[0]] if found else None
+
+
+def _one_letter_off(one: str, other: str) -> bool:
+    pairs = enumerate(zip(one, other, strict=False))
+    start = next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+    one, other = one[start:], other[start:]
+    swapped = one[:2] == other[:2][::-1] and one[2:] == other[2:]
+    return one[1:] == other[1:] or one[1:] == other or one == other[1:] or swapped
 
 
 def hint(value: object, names: Iterable[str]) -> str:
@@ -75,18 +85,14 @@ def _amount(least: int) -> Callable[[object], int]:
 
 
 def _usd(value: object) -> Decimal:
-    given = value
-    if isinstance(value, str) and value.strip().startswith("$"):
-        value = value.strip()[1:]
     try:
-        to_nano("amount", value, up=False)
-        return Decimal(str(value))
-    except (InvalidAmountError, ArithmeticError):
-        raise ValueError(f'must be US dollars >= 0, such as 0.50 or "$0.50", not {shown(given)}') from None
+        return to_usd(to_nano("amount", value, up=False))
+    except InvalidAmountError as error:
+        raise ValueError(f"must be {error.rule}, not {shown(value)}") from None
 
 
 def _unknown_price(value: object) -> Decimal | str:
-    if isinstance(value, str) and not value.lstrip().startswith("$"):
+    if isinstance(value, str) and value.isalpha():
         return _one_of("refuse", "track")(value)
     return _usd(value)
 
