@@ -35,7 +35,7 @@ FLOORS = [
     "govern",
     "manager",
     "__init__",
-    "swarm",
+    "swarm | runs",
     "cli",
     "__main__",
     "testing",
