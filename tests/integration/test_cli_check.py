@@ -138,3 +138,18 @@ def test_it_is_a_command(tmp_path):
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("team (")
+
+
+@pytest.mark.parametrize("package", ["cattrs", "yaml"])
+def test_without_the_extra_it_prints_the_install_line(package, tmp_path):
+    code = f"import sys; sys.modules[{package!r}] = None; from tbc.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "check", write(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == 1
+    assert done.stderr == f'The tbc command needs {package}. Install it with:  pip install "tbc[runs]"\n'
