@@ -202,6 +202,8 @@ def _ends(axis: Axis, ends: Range, total: Estimate | None = None) -> list[str]:
 
 
 def _notes(workflow: Workflow, guess: Estimate) -> list[str]:
+    from tbc.runs.plan import is_capped
+
     lines = [
         "Low: the inputs as they stand here, no output. High: all inputs and the output caps. Both: one call "
         "for each step or item, at list prices."
@@ -212,10 +214,14 @@ def _notes(workflow: Workflow, guess: Estimate) -> list[str]:
     if guess.estimated:
         lines.append("Tokens are estimated (within 25 %): the vocabulary is not in tiktoken's cache.")
     lines += [f"  {each.step_id}: {note}" for each in guess.steps for note in each.notes]
-    unpriced = sorted({model for each in guess.steps for model in each.unpriced})
-    if unpriced and workflow.limits.budget_usd is not None and workflow.unknown_price == "refuse":
+    refused = [
+        each.step_id
+        for each in guess.steps
+        if each.unpriced and is_capped(workflow, workflow.step(each.step_id).agent, "usd")
+    ]
+    if refused and workflow.unknown_price == "refuse":
         lines.append(
-            f"Under budget_usd, calls of {', '.join(unpriced)} are refused as long as the price is unknown "
+            f"Calls of {', '.join(refused)} without a known price will be refused, for dollars are capped "
             "(unknown_price: refuse)."
         )
     return lines

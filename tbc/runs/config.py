@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import functools
 import graphlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike, fspath
 from typing import Any, Final, TypeVar
@@ -29,7 +30,7 @@ from typing import Any, Final, TypeVar
 import attrs
 
 from tbc.contract import check_name
-from tbc.errors import InvalidAmountError, TBCError, WorkflowFileError
+from tbc.errors import InvalidAmountError, InvalidPriceError, TBCError, WorkflowFileError
 from tbc.runs.files import SIZE_MAX, Problem, join, read_values
 from tbc.runs.references import Reference, find_references
 from tbc.runs.workflow import (
@@ -106,8 +107,8 @@ class _Reading:
         raw = values if isinstance(values, dict) else {}
         limits = self.record(raw["limits"], Limits, "limits") if _is_mapping(raw, "limits") else Limits()
         agents = self.agents(raw["agents"]) if _is_mapping(raw, "agents") else {}
-        if _is_mapping(raw, "prices"):
-            self.prices(raw["prices"])
+        prices = raw["prices"] if _is_mapping(raw, "prices") else {}
+        self.prices(prices, None if outline is None else outline.unknown_price)
         steps = self.steps(raw["steps"], list(raw.get("agents") or ())) if _is_list(raw, "steps") else []
         if outline is None or limits is None or self.problems:
             return None
@@ -115,7 +116,7 @@ class _Reading:
             name=outline.name,
             limits=limits,
             agents=agents,
-            prices=outline.prices,
+            prices=prices,
             steps=tuple(steps),
             unknown_price=outline.unknown_price,
             path=path,
@@ -187,14 +188,25 @@ class _Reading:
         self.cycle("agents", parents, "the parent of")
         return agents
 
-    def prices(self, value: dict[str, Any]) -> None:
-        from tbc.pricing import Prices
+    def prices(self, table: dict[str, Any], unknown_price: Any) -> None:
+        from tbc.pricing import Prices, check_unknown_price
 
-        for model, price in value.items():
+        so_far = len(self.problems)
+        for model, price in table.items():
             try:
-                Prices({model: price})
-            except (TBCError, ValueError, TypeError) as error:
-                self.note(join("prices", model), str(error))
+                Prices({model: price}, default=False)
+            except InvalidPriceError as error:
+                self.note(_path(model, error.path), error.reason)
+            except InvalidAmountError as error:
+                self.note(_path(model, error.name), _what(error))
+        if unknown_price is None or len(self.problems) > so_far:
+            return
+        try:
+            check_unknown_price(unknown_price, Prices(table))
+        except InvalidPriceError as error:
+            self.note("unknown_price", error.reason)
+        except InvalidAmountError as error:
+            self.note("unknown_price", _what(error))
 
     def steps(self, value: list[Any], agents: list[str]) -> list[Step]:
         if not value:
@@ -281,6 +293,11 @@ def _is_mapping(raw: Mapping[str, Any], key: str) -> bool:
 
 def _is_list(raw: Mapping[str, Any], key: str) -> bool:
     return isinstance(raw.get(key), list)
+
+
+def _path(model: str, path: str) -> str:
+    """Return a path of `tbc.pricing`, as ``prices['m']['free']``, the way paths are written here."""
+    return join("prices", model) + re.sub(r"\['(\w+)'\]", r".\1", path.removeprefix(f"prices[{model!r}]"))
 
 
 def _wrong_reference(reference: Reference | str, ids: list[str], *, has_item: bool) -> str | None:

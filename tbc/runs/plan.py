@@ -22,7 +22,7 @@ from tbc.runs.workflow import Agent, Step, Workflow
 from tbc.tokens import Counter, count, default_counter
 
 if TYPE_CHECKING:
-    from tbc.pricing import Prices
+    from tbc.pricing import Price, Prices
 
 __all__ = [
     "Admission",
@@ -188,7 +188,7 @@ class StepEstimate:
     tokens: Range
     #: In nano-dollars.
     usd: Range
-    #: Its models without a price.
+    #: Its models without a price, known or assumed.
     unpriced: tuple[str, ...] = ()
     #: What the numbers rest on, and why some are unknown.
     notes: tuple[str, ...] = ()
@@ -237,6 +237,13 @@ def estimate(
     counter_of : callable
         What counts the tokens of a model; default: `tbc.tokens.default_counter`.
     """
+    from tbc.pricing import Price, check_unknown_price
+
+    policy = check_unknown_price(workflow.unknown_price, prices)
+
+    def price_of(model: str | None) -> Price | None:
+        return prices.find(model) or (policy if isinstance(policy, Price) else None)
+
     done: dict[str, StepEstimate] = {}
     bounds: dict[str, int | None] = {}
     estimated = False
@@ -245,14 +252,17 @@ def estimate(
             step = workflow.step(step_id)
             counter = counter_of(step.model)
             estimated |= counter.estimated
-            done[step_id] = one = _estimate_step(step, prices, counter, bounds)
+            done[step_id] = one = _estimate_step(step, price_of, counter, bounds)
             known = one.calls is not None and step.max_output_tokens is not None
             bounds[step_id] = (one.calls or 0) * (step.max_output_tokens or 0) if known else None
     return Estimate(steps=tuple(done[step.id] for step in workflow.steps), estimated=estimated)
 
 
 def _estimate_step(
-    step: Step, prices: Prices, counter: Counter, bounds: dict[str, int | None]
+    step: Step,
+    price_of: Callable[[str | None], Price | None],
+    counter: Counter,
+    bounds: dict[str, int | None],
 ) -> StepEstimate:
     notes: list[str] = []
     items: Sequence[object] | None = [None] if step.for_each is None else None
@@ -268,23 +278,29 @@ def _estimate_step(
     most: list[tuple[int, int]] | None = None
     if items is not None and taken is not None and step.max_output_tokens is not None:
         most = [(own + each, step.max_output_tokens) for own, each in zip(written, taken, strict=True)]
-    least = [(own, 0) for own in written] if items is not None else []
-    unpriced = tuple(model for model in (step.model, step.fallback_model) if model and not prices.find(model))
+    least = written if items is not None else []
+    models = [step.model] if step.fallback_model is None else [step.model, step.fallback_model]
+    found = {model: price_of(model) for model in models}
+    known = [price for price in found.values() if price is not None]
+    unpriced = tuple(model or "(no model named)" for model, price in found.items() if price is None)
     if unpriced:
         notes.append(f"the price of {', '.join(unpriced)} is unknown; an entry under prices would tell")
+    elif len(known) > 1:
+        notes.append(f"low is the cheaper of {' and '.join(map(str, models))}, high the dearer")
+    notes += [
+        f"the price of {model or 'no model'} is {price.source}"
+        for model, price in found.items()
+        if price is not None and price.source.startswith("assumed")
+    ]
     return StepEstimate(
         step_id=step.id,
         model=step.model,
         calls=None if items is None else len(items),
-        tokens=Range(_sum(least), None if most is None else _sum(most)),
-        usd=Range(None, None) if unpriced else _cost(step, prices, least, most, notes),
+        tokens=Range(sum(least), None if most is None else sum(map(sum, most))),
+        usd=Range(None, None) if unpriced else _cost(known, least, most),
         unpriced=unpriced,
         notes=tuple(notes),
     )
-
-
-def _sum(calls: Iterable[tuple[int, int]]) -> int:
-    return sum(given + made for given, made in calls)
 
 
 def _written(step: Step, item: object, counter: Counter) -> int:
@@ -326,26 +342,13 @@ def _sources(value: object) -> list[str]:
     return [step for step in found if step is not None]
 
 
-def _cost(
-    step: Step,
-    prices: Prices,
-    least: list[tuple[int, int]],
-    most: list[tuple[int, int]] | None,
-    notes: list[str],
-) -> Range:
-    if step.model is None:
-        notes.append("no model, so no price")
-        return Range(None, None)
-    models = [step.model] if step.fallback_model is None else [step.model, step.fallback_model]
-    known = [price for model in models if (price := prices.find(model)) is not None]
-    if len(known) > 1:
-        notes.append(f"from the cheaper to the dearer of {' and '.join(models)}")
-    low = min(sum(price.ceiling(given, made) for given, made in least) for price in known)
+def _cost(prices: list[Price], least: list[int], most: list[tuple[int, int]] | None) -> Range:
+    from tbc.usage import Usage
+
+    low = min(sum(price.cost(Usage(input_tokens=given)) for given in least) for price in prices)
     if most is not None:
-        return Range(low, max(sum(price.ceiling(given, made) for given, made in most) for price in known))
-    # Why: a free model costs nothing however much it says.
-    free = all(price.ceiling(10**9, 10**9) == 0 for price in known)
-    return Range(low, 0 if free else None)
+        return Range(low, max(sum(price.ceiling(given, made) for given, made in most) for price in prices))
+    return Range(low, 0 if all(price.is_free for price in prices) else None)
 
 
 def _total(ranges: Iterable[Range]) -> Range:

@@ -23,7 +23,7 @@ from attrs import field, frozen
 
 from tbc.contract import BudgetContract, check_amount, check_fraction
 from tbc.errors import InvalidAmountError
-from tbc.money import to_nano, to_usd
+from tbc.money import to_nano, to_usd, usd_decimal
 from tbc.runs.references import Reference, find_references, whole_reference
 
 __all__ = [
@@ -92,9 +92,15 @@ def _usd(value: object) -> Decimal:
 
 
 def _unknown_price(value: object) -> Decimal | str:
-    if isinstance(value, str) and value.isalpha():
-        return _one_of("refuse", "track")(value)
-    return _usd(value)
+    """Read what `tbc.pricing.check_unknown_price` takes; text that is no amount may name a model."""
+    try:
+        return usd_decimal("unknown_price", value)
+    except InvalidAmountError as error:
+        if isinstance(value, str) and value.strip():
+            return value
+        raise ValueError(
+            f"must be refuse, track, US dollars per million tokens or a model, not {shown(value)}"
+        ) from error
 
 
 def _part(value: object) -> Decimal:

@@ -55,7 +55,7 @@ def test_a_file_is_explained(tmp_path, capsys):
     assert "write 0 unknown unknown unknown" in said
     assert "at least" in said
     assert "Not in the totals, as far as unknown: read, write" in said
-    assert "calls of nobodys are refused as long as the price is unknown" in said
+    assert "Calls of write without a known price will be refused" in said
 
 
 def test_story_24_checking_makes_no_call_and_shows_unknown_as_unknown(tmp_path, monkeypatch, capsys):

@@ -344,17 +344,32 @@ steps:
     assert len(str(error).splitlines()) == len(error.problems)
 
 
-def test_a_price_is_checked_when_the_file_is_loaded():
-    assert list(problems(f"{SMALL}prices: {{m: {{input_per_milion: 1}}}}")) == ["prices.m"]
-    assert list(problems(f"{SMALL}prices: {{m: 5}}")) == ["prices.m"]
+@pytest.mark.parametrize(
+    ("price", "path"),
+    [
+        ("{input_per_milion: 1}", "prices.m.1.input_per_milion"),
+        ("5", "prices.m.1"),
+        ("{input_per_million: 1}", "prices.m.1"),
+        ("{input_per_million: -1, output_per_million: 1}", "prices.m.1.input_per_million"),
+        ("{input_per_token: 1, output_per_token: 1}", "prices.m.1.input_per_token"),
+        ("{free: 1}", "prices.m.1.free"),
+        ("{input_per_million: 1, output_per_million: 1, tiers: [{above: x}]}", "prices.m.1.tiers[0].above"),
+    ],
+)
+def test_a_price_is_checked_when_the_file_is_loaded(price, path):
+    assert list(problems(f"{SMALL}prices: {{m.1: {price}}}")) == [path]
 
 
-@pytest.mark.parametrize("policy", ["refuse", "track", "0.01", "'$0.01'", "'0.01'"])
+@pytest.mark.parametrize("policy", ["refuse", "track", "0.01", "'$0.01'", "'0.01'", "mine"])
 def test_what_to_do_about_unknown_prices(policy):
-    found = parse_workflow(f"{SMALL}unknown_price: {policy}").unknown_price
+    found = parse_workflow(f"{SMALL}prices: {{mine: {{free: true}}}}\nunknown_price: {policy}").unknown_price
 
     assert found == (policy if policy.isalpha() else Decimal("0.01"))
-    assert list(problems(f"{SMALL}unknown_price: refsue")) == ["unknown_price"]
+
+
+@pytest.mark.parametrize("policy", ["refsue", "0", "-1", "true", "[]", ".nan", "99999"])
+def test_no_other_policy_for_unknown_prices_is_taken(policy):
+    assert list(problems(f"{SMALL}unknown_price: {policy}")) == ["unknown_price"]
 
 
 # --- files that attack ------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def workflow(*steps: str, agents: str = "{a: {}}", more: str = "") -> Workflow:
 
 def guess(*steps: str) -> Estimate:
     found = workflow(*steps)
-    return estimate(found, Prices(found.prices), lambda model: EstimateCounter())
+    return estimate(found, Prices(found.prices, default=False), lambda model: EstimateCounter())
 
 
 # --- layers -----------------------------------------------------------------------------------------------
@@ -157,9 +157,17 @@ def test_an_unknown_price_is_unknown_not_free():
     )
 
     assert [step.usd for step in found.steps] == [Range(None, None)] * 2
-    assert [step.unpriced for step in found.steps] == [("nobodys",), ()]
+    assert [step.unpriced for step in found.steps] == [("nobodys",), ("(no model named)",)]
     assert found.total("usd", "low") == "at least $0.00 (2 steps unknown)"
     assert found.total("tokens", "high") == f"{WORDS + 9 + 1} tokens"
+
+
+def test_an_assumed_price_is_used_and_said():
+    found = workflow("id: s, model: nobodys, max_output_tokens: 9, input: x", more="unknown_price: 2")
+    (step,) = estimate(found, Prices(found.prices, default=False), lambda model: EstimateCounter()).steps
+
+    assert step.usd == Range(2_000, 10 * 2_000)
+    assert step.notes == ("the price of nobodys is assumed",)
 
 
 def test_a_free_model_costs_nothing_however_much_it_says():
