@@ -49,7 +49,9 @@ from tbc.errors import (
     TraceError,
     UnknownAgentError,
     UnknownPriceError,
+    UnresolvedReferenceError,
     VocabularyError,
+    WorkflowFileError,
 )
 from tbc.holds import Hold, current_hold, with_current_hold
 from tbc.journal import Entry
@@ -107,8 +109,10 @@ __all__ = [
     "Transfer",
     "UnknownAgentError",
     "UnknownPriceError",
+    "UnresolvedReferenceError",
     "Usage",
     "VocabularyError",
+    "WorkflowFileError",
     "__version__",
     "clear",
     "current_hold",

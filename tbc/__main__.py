@@ -1,6 +1,6 @@
 """The `tbc` command; ``python -m tbc`` is the same.
 
-The command line needs two packages that the library does not. Without them it says what to install.
+The command line needs packages that the library does not. Without them it says what to install.
 """
 
 from __future__ import annotations
@@ -9,7 +9,11 @@ import sys
 
 __all__ = ["main"]
 
-_NEEDED = ("cyclopts", "rich")
+#: Which extra brings which package.
+_EXTRAS = {
+    **dict.fromkeys(("cyclopts", "rich"), "cli,plot"),
+    **dict.fromkeys(("apsw", "cattrs", "genai_prices", "yaml"), "runs"),
+}
 
 
 def main() -> None:
@@ -20,11 +24,10 @@ def main() -> None:
         code = run(sys.argv[1:])
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in _NEEDED:
+        if missing not in _EXTRAS:
             raise
-        print(
-            f'The tbc command needs {missing}. Install it with:  pip install "tbc[cli,plot]"', file=sys.stderr
-        )
+        install = f'pip install "tbc[{_EXTRAS[missing]}]"'
+        print(f"The tbc command needs {missing}. Install it with:  {install}", file=sys.stderr)
         sys.exit(1)
     sys.exit(code)
 

@@ -15,17 +15,16 @@
      ├── ManagedLedgerError     (TypeError)    these books move only through their manager
      ├── VocabularyError        (OSError)      a token vocabulary could not be loaded
      ├── TraceError             (ValueError)   a trace file that cannot be read
-<<<<<<< HEAD
      ├── StoreError             (OSError)      a store that cannot be used, or not like this
      │    ├── StoreBusyError                   others are writing: ask again
      │    ├── StoreFullError                   no room: nothing was written
      │    ├── StoreCorruptError                damaged: stop and look
      │    ├── StoreMissingError                there is no file, or no longer
      │    └── StoreStaleError                  another process has written: load again
-=======
      ├── InvalidPriceError      (ValueError)   a price, or a policy for prices, that cannot be read
      ├── UnknownPriceError      (ValueError)   nobody knows what this model costs
->>>>>>> pricing
+     ├── WorkflowFileError      (ValueError)   a workflow file with problems, all of them
+     ├── UnresolvedReferenceError (LookupError) a `{{ reference }}` that leads to nothing
      └── BudgetExceededError                   a refusal: the amount cannot be covered
           ├── GateClosedError                  a refusal: the agent is confident enough
           ├── CarveOutError     (ValueError)   a refusal: the parent has not that much to spare
@@ -37,7 +36,7 @@ Refusals carry a `Decision`. Messages are made from the fields and end with what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tbc.axes import TOKENS, Axis, format_amount
@@ -71,7 +70,9 @@ __all__ = [
     "TraceError",
     "UnknownAgentError",
     "UnknownPriceError",
+    "UnresolvedReferenceError",
     "VocabularyError",
+    "WorkflowFileError",
 ]
 
 
@@ -368,6 +369,50 @@ class StoreMissingError(StoreError):
 
 class StoreStaleError(StoreError):
     """Another process has written to this pool since its books were loaded: load them again."""
+
+
+class WorkflowFileError(TBCError, ValueError):
+    """A workflow file with problems.
+
+    Parameters
+    ----------
+    file : str
+        The name of the file.
+    problems : sequence of (str, str)
+        All of them: the path of the key (empty: the file as a whole), and what is wrong there.
+    """
+
+    def __init__(self, file: str, problems: Sequence[tuple[str, str]]) -> None:
+        super().__init__(file, tuple(problems))
+        self.file = file
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        return "\n".join(": ".join(filter(None, (self.file, *problem))) for problem in self.problems)
+
+
+class UnresolvedReferenceError(TBCError, LookupError):
+    """A reference in the input of a step that leads to nothing.
+
+    Parameters
+    ----------
+    reference : str
+        The reference.
+    reason : str
+        Where it ends.
+    known : iterable of str
+        What it could have named there.
+    """
+
+    def __init__(self, reference: str, reason: str, known: Iterable[object] = ()) -> None:
+        self.reference = reference
+        self.reason = reason
+        self.known = tuple(known)
+        super().__init__(reference, reason, self.known)
+
+    def __str__(self) -> str:
+        known = f"; there is {', '.join(map(str, self.known))}" if self.known else ""
+        return f"Reference {self.reference!r} leads to nothing: {self.reason}{known}."
 
 
 class BudgetExceededError(TBCError):

@@ -1,7 +1,8 @@
 """The command line.
 
 Results go to standard output, progress and errors to standard error. Exit codes: 0, it worked; 2, the
-arguments or a file are wrong (one line says what); 130, interrupted. A command may have codes of its own.
+arguments or a file are wrong (one line says what; for a workflow file, a line for each problem); 130,
+interrupted. A command may have codes of its own.
 
 Each command is a function in a room of its own, imported when it is asked for.
 """
@@ -15,13 +16,14 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from tbc import __version__
-from tbc.errors import TBCError
+from tbc.errors import TBCError, WorkflowFileError
 
 __all__ = ["app", "run"]
 
 app = App(name="tbc", version=__version__, help="Token budget contracts: a budget market for LLM agents.")
 app.command("tbc.cli.replay:replay", name="replay")
 app.command("tbc.cli.prices:prices", name="prices")
+app.command("tbc.cli.check:check", name="check")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -33,6 +35,10 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # whoever read the output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except WorkflowFileError as error:
+        for line in str(error).splitlines():
+            print(f"tbc: {line}", file=sys.stderr)
+        return 2
     except (TBCError, OSError) as error:
         print(f"tbc: {_one_line(error)}", file=sys.stderr)
         return 2

@@ -467,11 +467,54 @@ class TestStreams:
         gc.collect()
         assert (consumed(manager), last_spending(manager).estimated) == (5, True)
 
-    def test_a_stream_object_that_is_never_read_books_the_input(self, manager):
-        stream = manager.govern("a")(lambda text: iter(["x"]))("two words")
+    def test_a_generator_that_is_never_read_books_the_input(self, manager):
+        stream = manager.govern("a")(lambda text: (each for each in ["x"]))("two words")
         del stream
         gc.collect()
-        assert consumed(manager) == 2
+        assert (consumed(manager), last_spending(manager).estimated) == (2, True)
+
+    def test_a_stream_object_that_is_read_by_ways_of_its_own_books_the_whole_hold(self, manager):
+        class Sent:
+            text_stream = ("one", "two", "three")
+
+            def __iter__(self):
+                return self
+
+            def __next__(self):
+                raise StopIteration
+
+        stream = manager.govern("a")(lambda text: Sent())("two words")
+        assert list(stream.text_stream) == ["one", "two", "three"]
+        del stream
+        gc.collect()
+        assert (consumed(manager), last_spending(manager).estimated) == (514, True)
+
+    def test_text_after_the_stated_output_is_counted(self, manager):
+        @manager.govern("a")
+        def stream(text):
+            yield {"type": "message_start", "message": {"usage": {"input_tokens": 25, "output_tokens": 1}}}
+            for _ in range(30):
+                yield {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "word "}}
+
+        list(stream("two words"))
+        assert (consumed(manager), last_spending(manager).estimated) == (55, True)
+
+    @pytest.mark.parametrize("end", ["close", "raise"])
+    def test_the_stated_input_of_a_stream_left_half_way_is_booked(self, manager, end):
+        @manager.govern("a")
+        def stream(text):
+            yield {"type": "message_start", "message": {"usage": {"input_tokens": 25, "output_tokens": 1}}}
+            yield {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "two words"}}
+            raise ConnectionError
+
+        chunks = stream("two words")
+        next(chunks), next(chunks)
+        if end == "close":
+            chunks.close()
+        else:
+            with pytest.raises(ConnectionError):
+                next(chunks)
+        assert (consumed(manager), last_spending(manager).estimated) == (27, True)
 
     def test_an_exception_in_mid_stream_books_what_was_streamed(self, manager):
         @manager.govern("a")

@@ -39,7 +39,7 @@ FLOORS = [
     "desk | govern",
     "manager",
     "__init__",
-    "swarm",
+    "swarm | runs",
     "cli",
     "__main__",
     "testing",

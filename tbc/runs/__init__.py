@@ -1,0 +1,1 @@
+"""Runs: workflow files, their plan, and what becomes of them under a budget."""
