@@ -11,9 +11,9 @@ from tbc.clock import EPOCH, system_clock
 from tbc.contract import check_amount, check_fraction, check_seconds
 from tbc.decision import Decision, Settlement
 from tbc.errors import OverrunError
-from tbc.holds import Hold, Part, PendingHold
+from tbc.holds import Hold, Part, PendingHold, Spent
 from tbc.ledger import Books
-from tbc.lifecycle import Clamp, Spent
+from tbc.lifecycle import Clamp
 from tbc.money import to_nano, to_usd
 from tbc.pool import Money, Pool, amounts_of
 

@@ -6,17 +6,18 @@ A hold on several axes has a part on each; the hold itself is the part on tokens
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from tbc.axes import TOKENS, USD, Axis, format_amount
 from tbc.contract import check_amount
-from tbc.decision import Decision, Settlement, Transfer
+from tbc.decision import Decision, Kind, Settlement, Transfer
 from tbc.errors import HoldEndedError, NoCurrentHoldError, NotSent
 
 if TYPE_CHECKING:
@@ -147,13 +148,37 @@ class _Notes:
 class Part:
     """What a hold sets aside on one axis, and who lent it. Amounts are in the unit of the axis."""
 
-    __slots__ = ("amount", "books", "granted", "lenders", "unpriced")
+    __slots__ = ("amount", "booked", "books", "granted", "lenders", "repaid", "unpriced")
 
     def __init__(self, books: Books, amount: int, *, unpriced: bool = False) -> None:
         self.books = books
         self.amount = self.granted = amount
         self.lenders: list[Move] | None = None
+        self.booked = False  # whether its end is in the books, the loans apart
+        self.repaid = 0  # how many of the lenders have got back what they get
         self.unpriced = unpriced  # of dollars: nobody knows the price
+
+
+class Spent(NamedTuple):
+    """What was spent of a part of a hold, in the unit of its axis."""
+
+    part: Part
+    amount: int
+    estimated: bool
+    unpriced: int = 0
+
+
+class Ending(NamedTuple):
+    """How a hold is to end, kept until it has: what interrupts it half-way is not the last word.
+
+    An exception out of a signal handler (Ctrl-C) may come between any two entries of the journal. The parts
+    then know how far their ends have come, and the next operation on the pool goes on there.
+    """
+
+    state: Literal["settled", "voided", "expired"]
+    kind: Kind
+    spent: Sequence[Spent]
+    now: float
 
 
 class Hold(Part):
@@ -233,6 +258,8 @@ class Hold(Part):
         self.operation = operation
         self.model = model
         self.lenders = None
+        self.booked = False
+        self.repaid = 0
         self.others: tuple[Part, ...] = ()
         self.settlement: Settlement | None = None
         self.decision: Decision | None = None
@@ -479,10 +506,12 @@ class Hold(Part):
         if isinstance(error, GeneratorExit):
             # Why: garbage collection closes what was left suspended, also while this thread has the lock.
             self._desk.end_later(self, tokens, estimated=estimated)
-        elif tokens is None:
-            self.void()
-        else:
-            self.settle(tokens, estimated=estimated)
+            return
+        with contextlib.suppress(HoldEndedError):  # somebody else, or an interrupted end, was first
+            if tokens is None:
+                self.void()
+            else:
+                self.settle(tokens, estimated=estimated)
 
 
 class PendingHold(Coroutine[Any, Any, Hold]):

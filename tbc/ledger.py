@@ -35,7 +35,7 @@ from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
 from tbc.clock import EPOCH, Clock, system_clock
 from tbc.contract import ROOT, BudgetContract, check_amount, check_name
 from tbc.decision import Kind
-from tbc.errors import InvalidAmountError, ManagedLedgerError, UnknownAgentError
+from tbc.errors import AgentClosedError, InvalidAmountError, ManagedLedgerError, UnknownAgentError
 from tbc.journal import Entry, Journal
 from tbc.keys import Answers
 
@@ -198,6 +198,8 @@ class Ledger:
         #: `unsorted_due`.
         self.deadlines: list[tuple[float, int]] = []
         self.unsorted_due = float("inf")
+        #: A hold and how it is to end, while that is being done: what Ctrl-C interrupts is gone on with.
+        self.unfinished: Any = None
         self.deferred: deque[Callable[[float], None]] = deque()
 
     # -- stand-alone use -----------------------------------------------------------------------------
@@ -218,6 +220,8 @@ class Ledger:
         tokens = check_amount("tokens", tokens)
         with self.lock:
             books, now = self.find(agent_name), self.look()
+            if books.closed:
+                raise AgentClosedError(agent_name)
             self.book(now, _USAGE, books, consumed=tokens, note=note)
             for axis in self.sides:  # a call, at a price that nobody said
                 self.book(
@@ -409,8 +413,16 @@ class Ledger:
         estimated: bool = False,
         model: str | None = None,
         unpriced: int = 0,
+        grows: Any = None,
+        ends: Any = None,
+        lends: Any = None,
+        repays: Any = None,
     ) -> None:
-        """Change the books and write the entry that says so: the one way in."""
+        """Change the books and write the entry that says so: the one way in.
+
+        With it a part of a hold `grows` by what is held, or `ends`; or, of a part and a move, the move
+        `lends` to the part, or is what the part `repays`.
+        """
         # Every call comes before the first change, and the line last: an exception out of a signal handler
         # can only come in between calls, so that the books and their journal never disagree.
         books.touch()
@@ -443,9 +455,29 @@ class Ledger:
             books.unpriced += unpriced  # type: ignore[misc]  # only dollar books are told of any
         if peer is not None:
             peer.allocated -= allocated
+        if grows is not None:
+            grows.amount += held
+        if ends is not None:
+            ends.booked = True
+        if lends is not None:
+            part, loan = lends
+            part.lenders += [loan]
+            loan.donor.lent += loan.amount
+            part.books.borrowed += loan.amount
+        if repays is not None:
+            part, loan = repays
+            part.repaid += 1
+            loan.donor.lent -= loan.amount
+            part.books.borrowed -= loan.amount
         write(line)
         if len(self.lines) > self.journal.fold_at:
             self.journal.fold()
+
+    def repay(self, part: Any, loan: Any) -> None:
+        """End a loan of which nothing comes back."""
+        part.repaid += 1
+        loan.donor.lent -= loan.amount
+        part.books.borrowed -= loan.amount
 
     def look(self) -> float:
         """Return the time, after all that was due by then."""
@@ -461,7 +493,13 @@ class Ledger:
     def run_deferred(self, now: float) -> None:
         """Do what was left to this operation."""
         while self.deferred:
-            self.deferred.popleft()(now)
+            work = self.deferred[0]
+            try:
+                work(now)
+            except Exception:
+                self.deferred.remove(work)
+                raise
+            self.deferred.remove(work)  # last: what Ctrl-C interrupts is done again
 
     def _refuse_if_managed(self, method: str, instead: str) -> None:
         if self.managed:

@@ -8,7 +8,8 @@ once. The functions run under the ledger's lock and never wait.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heapreplace
+from math import inf
 from typing import Literal, NamedTuple
 
 import attrs
@@ -17,17 +18,17 @@ from tbc.axes import format_amount
 from tbc.contract import check_amount
 from tbc.decision import Booking, Decision, Kind, Mode, Settlement, Status, Transfer
 from tbc.errors import BudgetExceededError, GateClosedError, HoldEndedError
-from tbc.holds import Desk, Hold, Part
+from tbc.holds import Desk, Ending, Hold, Part, Spent
 from tbc.ledger import Books, Ledger
 from tbc.reallocator import Move, apply, find_cover, survey
 
 __all__ = [
     "Clamp",
-    "Spent",
     "book_usage",
     "decide",
     "expire_due",
     "extend",
+    "finish_interrupted",
     "grant",
     "refusal",
     "set_aside",
@@ -37,7 +38,6 @@ __all__ = [
 ]
 
 _new_tuple = tuple.__new__
-_VOID, _EXPIRE = Kind.VOID, Kind.EXPIRE
 
 # -- deciding ------------------------------------------------------------------------------------------
 
@@ -243,9 +243,7 @@ def grant(
             model=model,
         )
     for part, (moves, owed) in zip((hold, *others), covers, strict=True):
-        if moves:
-            apply(ledger, now, moves, hold_id=hold.hold_id, key=key)
-            _note_loans(part, moves, owed)
+        _lend(ledger, now, part, moves, owed, hold)
     return hold
 
 
@@ -264,18 +262,30 @@ def _loans_for(part: Part, decision: Decision) -> tuple[list[Move], int]:
     return find_cover(books, part.amount - books.remaining, Kind.LOAN, owed=owed), owed
 
 
-def _note_loans(part: Part, moves: list[Move], owed: int) -> None:
-    """Remember who gets the unused part back: every lender and treasury, but not what paid a debt."""
-    lenders = part.lenders = part.lenders or []
+def _lend(ledger: Ledger, now: float, part: Part, moves: list[Move], owed: int, hold: Hold) -> None:
+    """Book the moves, and remember who gets the unused part back: all but what paid a debt."""
+    if not moves:
+        return
+    part.lenders = part.lenders or []
+    part.books.touch()
     for move in moves:
-        if move.kind is Kind.HAND_DOWN:
-            continue  # only passed on what a lender gave
-        if owed:  # the first moves paid the debt; `find_cover` split them there
+        lends = None
+        if move.kind is Kind.HAND_DOWN:  # only passes on what a lender gave
+            pass
+        elif owed:  # the first moves pay the debt; `find_cover` split them there
             owed -= move.amount
-            continue
-        lenders.append(Move(move.kind, move.donor, part.books, move.amount))
-        move.donor.lent += move.amount
-        part.books.borrowed += move.amount
+        else:
+            lends = part, Move(move.kind, move.donor, part.books, move.amount)
+        ledger.book(
+            now,
+            move.kind,
+            move.recipient,
+            peer=move.donor,
+            allocated=move.amount,
+            hold_id=hold.hold_id,
+            key=hold.key,
+            lends=lends,
+        )
 
 
 def extend(
@@ -306,11 +316,16 @@ def extend(
             if known is None:
                 known = Part(part.books, 0)
                 hold.others = (*hold.others, known)
-            if moves:
-                apply(ledger, now, moves, hold_id=hold.hold_id, key=hold.key)
-                _note_loans(known, moves, owed)
-            known.amount += part.amount
-            ledger.book(now, Kind.EXTEND, part.books, held=part.amount, hold_id=hold.hold_id, key=hold.key)
+            _lend(ledger, now, known, moves, owed, hold)
+            ledger.book(
+                now,
+                Kind.EXTEND,
+                part.books,
+                held=part.amount,
+                hold_id=hold.hold_id,
+                key=hold.key,
+                grows=known,
+            )
     if expires_at is not None:
         hold.expires_at = expires_at
         ledger.unsorted_due = min(ledger.unsorted_due, expires_at)
@@ -319,15 +334,6 @@ def extend(
 
 
 # -- ending --------------------------------------------------------------------------------------------
-
-
-class Spent(NamedTuple):
-    """What was spent of a part of a hold, in the unit of its axis."""
-
-    part: Part
-    amount: int
-    estimated: bool
-    unpriced: int = 0
 
 
 def settle_as_held(ledger: Ledger, hold: Hold, tokens: int, now: float, estimated: bool) -> Settlement:
@@ -378,49 +384,10 @@ def settle(ledger: Ledger, hold: Hold, spent: Sequence[Spent], now: float) -> Se
     if hold.state == "settled":
         return _repeated(hold, spent, "settled")
     late = hold.settlement is not None
-    if not late:
-        del ledger.open_holds[hold.hold_id]
-    kind = Kind.LATE_SETTLE if late else Kind.SETTLE
-    for part, amount, estimated, unpriced in spent:
-        ledger.book(
-            now,
-            kind,
-            part.books,
-            consumed=amount,
-            held=0 if late else -part.amount,
-            hold_id=hold.hold_id,
-            key=hold.key,
-            note=hold.operation,
-            estimated=estimated,
-            model=hold.model,
-            unpriced=unpriced,
-        )
-    ends = []
-    for part, amount, estimated, unpriced in spent:
-        held = 0 if late else part.amount
-        returned = () if late else _return_loans(ledger, part, hold.hold_id, max(0, held - amount), now)
-        covered, overrun = _cover_excess(ledger, part.books, amount - held, now, hold.hold_id)
-        ends.append(
-            Booking(part.books.axis, amount, part.amount, estimated, returned, covered, overrun, unpriced)
-        )
-    tokens, *others = ends
-    hold.settlement = Settlement(
-        hold.hold_id,
-        hold.books.name,
-        "settled",
-        tokens.amount,
-        tokens.held,
-        tokens.estimated,
-        tokens.returned,
-        tokens.covered,
-        tokens.overrun,
-        late,
-        at=now,
-        operation=hold.operation,
-        model=hold.model,
-        others=tuple(others),
-    )
-    return hold.settlement
+    if late:
+        for part in (hold, *hold.others):
+            part.booked = False
+    return _end(ledger, hold, Ending("settled", Kind.LATE_SETTLE if late else Kind.SETTLE, spent, now))
 
 
 def void(ledger: Ledger, hold: Hold, now: float) -> Settlement:
@@ -429,7 +396,7 @@ def void(ledger: Ledger, hold: Hold, now: float) -> Settlement:
         return _repeated(hold, (), "voided")
     if hold.state != "open":
         raise HoldEndedError(hold.hold_id, hold.state, "voided", hold.settlement)
-    return _free(ledger, hold, now, _VOID, "voided")
+    return _end(ledger, hold, _unused("voided", Kind.VOID, hold, now))
 
 
 def expire_due(ledger: Ledger, now: float) -> None:
@@ -442,53 +409,84 @@ def expire_due(ledger: Ledger, now: float) -> None:
     if now >= ledger.unsorted_due:
         ledger.deadlines = [(hold.expires_at, hold_id) for hold_id, hold in ledger.open_holds.items()]
         heapify(ledger.deadlines)
-        ledger.unsorted_due = float("inf")
+        ledger.unsorted_due = inf
     deadlines = ledger.deadlines
     while deadlines and deadlines[0][0] <= now:
-        _, hold_id = heappop(deadlines)
+        hold_id = deadlines[0][1]
         hold = ledger.open_holds.get(hold_id)
-        if hold is None:
+        if hold is not None and hold.expires_at > now:  # extended since
+            heapreplace(deadlines, (hold.expires_at, hold_id))
             continue
-        if hold.expires_at <= now:
-            _free(ledger, hold, now, _EXPIRE, "expired")
-        else:  # extended since
-            heappush(deadlines, (hold.expires_at, hold_id))
-    ledger.due = min(deadlines[0][0] if deadlines else float("inf"), ledger.unsorted_due)
+        if hold is not None:
+            _end(ledger, hold, _unused("expired", Kind.EXPIRE, hold, now))
+        heappop(deadlines)
+    ledger.due = min(deadlines[0][0] if deadlines else inf, ledger.unsorted_due)
 
 
-def _free(
-    ledger: Ledger, hold: Hold, now: float, kind: Kind, state: Literal["voided", "expired"]
-) -> Settlement:
-    del ledger.open_holds[hold.hold_id]
-    parts = (hold, *hold.others)
-    for part in parts:
-        ledger.book(
-            now,
-            kind,
-            part.books,
-            held=-part.amount,
-            hold_id=hold.hold_id,
-            key=hold.key,
-            note=hold.operation,
-            model=hold.model,
+def _unused(state: Literal["voided", "expired"], kind: Kind, hold: Hold, now: float) -> Ending:
+    return Ending(state, kind, [Spent(part, 0, False) for part in (hold, *hold.others)], now)
+
+
+def finish_interrupted(ledger: Ledger) -> None:
+    """Go on with an end that an exception out of a signal handler has interrupted; see `Ending`."""
+    if ledger.unfinished is not None:
+        _end(ledger, *ledger.unfinished)
+
+
+def _end(ledger: Ledger, hold: Hold, ending: Ending) -> Settlement:
+    """End the hold; until that is done, every look at the books begins with going on here."""
+    due = ledger.due
+    ledger.unfinished = hold, ending
+    ledger.due = -inf
+    state, kind, spent, now = ending
+    late = kind is Kind.LATE_SETTLE
+    for part, amount, estimated, unpriced in spent:
+        if not part.booked:
+            ledger.book(
+                now,
+                kind,
+                part.books,
+                consumed=amount,
+                held=0 if late else -part.amount,
+                hold_id=hold.hold_id,
+                key=hold.key,
+                note=hold.operation,
+                estimated=estimated,
+                model=hold.model,
+                unpriced=unpriced,
+                ends=part,
+            )
+    ends = []
+    for part, amount, estimated, unpriced in spent:
+        held = 0 if late else part.amount
+        returned = () if late else _return_loans(ledger, part, hold.hold_id, max(0, held - amount), now)
+        covered, overrun = _cover_excess(ledger, part.books, amount - held, now, hold.hold_id)
+        ends.append(
+            Booking(part.books.axis, amount, part.amount, estimated, returned, covered, overrun, unpriced)
         )
-    returned = [_return_loans(ledger, part, hold.hold_id, part.amount, now) for part in parts]
-    hold.settlement = Settlement(
+    tokens, *others = ends
+    settlement = Settlement(
         hold.hold_id,
         hold.books.name,
         state,
-        0,
-        hold.amount,
-        returned=returned[0],
+        tokens.amount,
+        tokens.held,
+        tokens.estimated,
+        tokens.returned,
+        tokens.covered,
+        tokens.overrun,
+        late,
         at=now,
         operation=hold.operation,
         model=hold.model,
-        others=tuple(
-            Booking(part.books.axis, 0, part.amount, returned=back)
-            for part, back in zip(hold.others, returned[1:], strict=True)
-        ),
+        others=tuple(others),
     )
-    return hold.settlement
+    hold.settlement = settlement  # no call from here on: see `Ledger.book`
+    ledger.unfinished = None
+    ledger.due = due
+    if not late:
+        del ledger.open_holds[hold.hold_id]
+    return settlement
 
 
 def _repeated(hold: Hold, spent: Sequence[Spent], state: str) -> Settlement:
@@ -507,20 +505,22 @@ def _return_loans(ledger: Ledger, part: Part, hold_id: int, unused: int, now: fl
     """Give the `unused` rest back to the lenders, last lender first; all loans end."""
     returned = []
     books = part.books
-    for loan in reversed(part.lenders or ()):
+    for position, loan in enumerate(reversed(part.lenders or ())):
         lender = loan.donor
         back = min(unused, loan.amount)
         unused -= back
-        lender.lent -= loan.amount
-        books.borrowed -= loan.amount
-        lender.touch()
-        if not back:
+        if back:
+            returned.append(Transfer(books.name, lender.name, back, Kind.RETURN, books.axis))
+        if position < part.repaid:  # an interrupted end came that far
             continue
-        if lender.capped:
-            ledger.book(now, Kind.RETURN, lender, peer=books, allocated=back, hold_id=hold_id)
-        else:  # the lender has closed and its treasury is without limit: out of the pool
-            ledger.book(now, Kind.CLOSE, books, allocated=-back, hold_id=hold_id)
-        returned.append(Transfer(books.name, lender.name, back, Kind.RETURN, books.axis))
+        repays = part, loan
+        if back and lender.capped:
+            ledger.book(now, Kind.RETURN, lender, peer=books, allocated=back, hold_id=hold_id, repays=repays)
+        elif back:  # the lender has closed and its treasury is without limit: out of the pool
+            ledger.book(now, Kind.CLOSE, books, allocated=-back, hold_id=hold_id, repays=repays)
+        else:
+            lender.touch()
+            ledger.repay(*repays)
     return tuple(returned)
 
 
@@ -580,8 +580,6 @@ def _cover_excess(
     """
     if excess <= 0 or not books.capped or books.remaining >= 0:
         return (), 0
-    covered: tuple[Transfer, ...] = ()
-    if not books.closed:
-        found = min(-books.remaining, survey(books).total)
-        covered = apply(ledger, now, find_cover(books, found, Kind.COVER), hold_id=hold_id)
+    found = min(-books.remaining, survey(books).total)
+    covered = apply(ledger, now, find_cover(books, found, Kind.COVER), hold_id=hold_id)
     return covered, min(excess, -books.remaining)

@@ -398,6 +398,7 @@ class Pool:
         return books
 
     def _tend(self, now: float) -> None:
+        lifecycle.finish_interrupted(self.ledger)
         self.ledger.run_deferred(now)
         lifecycle.expire_due(self.ledger, now)
 

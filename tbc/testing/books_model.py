@@ -246,8 +246,8 @@ class BooksModel(TreeModel):
             raise Misuse("HoldEndedError", state=hold["state"])
         return self._free(hold, "voided")
 
-    def leave(self, hold_id: int, how: str) -> None:
-        """Leave the block of a hold without a settle.
+    def leave(self, hold_id: int, how: str, recorded: int) -> None:
+        """Record something, and leave the block of a hold without a settle.
 
         Parameters
         ----------
@@ -255,10 +255,13 @@ class BooksModel(TreeModel):
             The hold.
         how : {"clean", "error", "not_sent"}
             What is on its way out.
+        recorded : int
+            Noted as used for certain.
         """
         hold = self.holds[hold_id]
         if hold["state"] not in ("open", "expired"):
-            return
+            raise Misuse("HoldEndedError", state=hold["state"])
+        hold["recorded"] += recorded
         if how == "not_sent":
             if hold["state"] == "open":
                 self.void(hold_id)
@@ -313,11 +316,9 @@ class BooksModel(TreeModel):
         name = account["name"]
         if excess <= 0 or not account["capped"] or self.remaining(name) >= 0:
             return [], 0
-        moves = []
-        if not account["closed"]:
-            found = min(-self.remaining(name), sum(self.reach(name)))
-            moves = self.cover(name, found, "cover")
-            self.apply(moves)
+        found = min(-self.remaining(name), sum(self.reach(name)))
+        moves = self.cover(name, found, "cover")
+        self.apply(moves)
         return moves, min(excess, -self.remaining(name))
 
     # -- other spending, other moves -------------------------------------------------------------------

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
+from tbc.axes import TOKENS, Axis
 from tbc.contract import ROOT
 from tbc.decision import Kind
 from tbc.holds import Hold
@@ -43,24 +44,28 @@ _GRANTS = (Kind.OPENING, Kind.REGISTER, Kind.REPLACE, Kind.TOP_UP, Kind.CLOSE)
 
 @attrs.frozen
 class Snapshot:
-    """What a manager shows at one moment.
+    """What a manager shows on one axis at one moment.
 
     Attributes
     ----------
     accounts : dict of str to Account
         Every account by name, the root first.
     entries : tuple of Entry
-        The journal as far as it is kept.
+        The journal of the axis as far as it is kept.
+    axis : {"tokens", "usd", "calls"}
+        What is counted.
     """
 
     accounts: dict[str, Account]
     entries: tuple[Entry, ...]
+    axis: Axis = TOKENS
 
     @classmethod
-    def of(cls, manager: BudgetManager) -> Snapshot:
+    def of(cls, manager: BudgetManager, axis: Axis = TOKENS) -> Snapshot:
         """Take it. Holds whose time has come expire first, as with any look at the books."""
-        accounts = manager.accounts()
-        return cls({account.agent_name: account for account in accounts}, tuple(manager.ledger.entries()))
+        accounts = manager.accounts(axis)
+        entries = (entry for entry in manager.ledger.entries() if entry.axis == axis)
+        return cls({account.agent_name: account for account in accounts}, tuple(entries), axis)
 
     @property
     def seq(self) -> int:
@@ -78,7 +83,7 @@ def require(truth: bool, message: str) -> None:
 
 
 def check_books(manager: BudgetManager, holds: Iterable[Hold] | None = None) -> None:
-    """Check every promise that shows at one moment, while nobody else moves the books.
+    """Check every promise that shows at one moment, on every axis, while nobody else moves the books.
 
     Checked are: ``remaining = allocated - consumed - held``; the definitions of spare and debt; that the
     journal's sums, `accounts`, `report`, `remaining` and the ledger show one number; that held, lent and
@@ -97,15 +102,16 @@ def check_books(manager: BudgetManager, holds: Iterable[Hold] | None = None) -> 
     AssertionError
         Something does not hold; the message names the account and the numbers.
     """
-    now = Snapshot.of(manager)
     listed = list(manager.ledger.open_holds.values() if holds is None else holds)
-    for account in now.accounts.values():
-        _check_account(account)
-    _check_one_number(manager, now)
-    _check_holds(now, [hold for hold in listed if hold.state == "open"])
-    _check_conservation(now)
-    if manager.mode == "enforce":
-        _check_debts(now)
+    for axis in (TOKENS, *manager.ledger.sides):
+        now = Snapshot.of(manager, axis)
+        for account in now.accounts.values():
+            _check_account(account)
+        _check_one_number(manager, now)
+        _check_holds(now, [hold for hold in listed if hold.state == "open"])
+        _check_conservation(now)
+        if manager.mode == "enforce":
+            _check_debts(now)
 
 
 def _check_account(account: Account) -> None:
@@ -146,16 +152,16 @@ def _sums(entries: Iterable[Entry]) -> tuple[Counter[str], Counter[str], Counter
 
 def _check_one_number(manager: BudgetManager, now: Snapshot) -> None:
     allocated, consumed, held = _sums(now.entries)
-    report = manager.report()
+    axis, ledger, report = now.axis, manager.ledger, manager.report(now.axis)
     agents = [name for name in now.accounts if name != ROOT]
     require(list(report) == agents, f"report names {list(report)}, accounts {agents}")
     for name, account in now.accounts.items():
         shown: list[tuple[str, int | None, int | None]] = [
             ("consumed in the journal", consumed[name], account.consumed),
             ("held in the journal", held[name], account.held),
-            ("remaining()", manager.remaining(name), account.remaining),
-            ("ledger.allocated()", manager.ledger.allocated(name), account.allocated),
-            ("ledger.consumed()", manager.ledger.consumed(name), account.consumed),
+            ("remaining()", manager.remaining(name, axis), account.remaining),
+            ("ledger.allocated()", ledger.allocated(name, axis), account.allocated),
+            ("ledger.consumed()", ledger.consumed(name, axis), account.consumed),
         ]
         if account.allocated is not None:
             shown.append(("allocated in the journal", allocated[name], account.allocated))
@@ -171,13 +177,16 @@ def _check_holds(now: Snapshot, open_holds: list[Hold]) -> None:
     lent: Counter[str] = Counter()
     borrowed: Counter[str] = Counter()
     for hold in open_holds:
-        held[hold.agent_name] += hold.tokens
-        for loan in hold.loans:
-            require(loan.recipient == hold.agent_name and loan.tokens > 0, f"{hold!r} has the loan {loan}")
-            lent[loan.donor] += loan.tokens
-            borrowed[hold.agent_name] += loan.tokens
-        total = sum(loan.tokens for loan in hold.loans)
-        require(total <= hold.tokens, f"{hold!r} has loans of {total}")
+        part = hold.part(now.axis)
+        set_aside = 0 if part is None else part.amount
+        held[hold.agent_name] += set_aside
+        loans = [loan for loan in hold.loans if loan.axis == now.axis]
+        for loan in loans:
+            require(loan.recipient == hold.agent_name and loan.amount > 0, f"{hold!r} has the loan {loan}")
+            lent[loan.donor] += loan.amount
+            borrowed[hold.agent_name] += loan.amount
+        total = sum(loan.amount for loan in loans)
+        require(total <= set_aside, f"{hold!r} has loans of {total}")
     for name, account in now.accounts.items():
         for title, number, expected in [
             ("held", account.held, held[name]),

@@ -178,11 +178,10 @@ class BudgetMachine(AgentsMachine):
                 if how in errors:
                     raise errors[how]
 
-        self.pair.model.holds[twin.number]["recorded"] += recorded
         self.pair.do(
             twin.real.agent_name,
             leave,
-            lambda: self.pair.model.leave(twin.number, how),
+            lambda: self.pair.model.leave(twin.number, how, recorded),
             f"leave {twin.real!r} by {how}, {recorded} recorded",
         )
 

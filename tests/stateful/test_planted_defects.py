@@ -36,10 +36,9 @@ SEARCH = settings(
 
 
 def settle_forgets_to_return_loans(patch):
-    def forgetful(ledger, hold, unused, now):
-        for loan in hold.lenders or ():
-            loan.donor.lent -= loan.tokens
-            hold.books.borrowed -= loan.tokens
+    def forgetful(ledger, part, hold_id, unused, now):
+        for loan in part.lenders or ():
+            ledger.repay(part, loan)
         return ()
 
     patch.setattr(lifecycle, "_return_loans", forgetful)
@@ -48,12 +47,12 @@ def settle_forgets_to_return_loans(patch):
 def loans_return_first_lender_first(patch):
     original = lifecycle._return_loans
 
-    def reversed_(ledger, hold, unused, now):
-        if hold.lenders:
-            hold.lenders.reverse()
-        returned = original(ledger, hold, unused, now)
-        if hold.lenders:
-            hold.lenders.reverse()
+    def reversed_(ledger, part, hold_id, unused, now):
+        if part.lenders:
+            part.lenders.reverse()
+        returned = original(ledger, part, hold_id, unused, now)
+        if part.lenders:
+            part.lenders.reverse()
         return returned
 
     patch.setattr(lifecycle, "_return_loans", reversed_)
@@ -73,8 +72,8 @@ def loans_run_uphill(patch):
 def an_overrun_is_lost(patch):
     original = lifecycle.settle
 
-    def capped(ledger, hold, tokens, now, estimated):
-        return original(ledger, hold, min(tokens, hold.tokens), now, estimated)
+    def capped(ledger, hold, spent, now):
+        return original(ledger, hold, [s._replace(amount=min(s.amount, s.part.amount)) for s in spent], now)
 
     patch.setattr(lifecycle, "settle", capped)
 
@@ -87,8 +86,9 @@ def an_overrun_is_not_said(patch):
 def a_refused_hold_leaves_donors_drained(patch):
     original = lifecycle.grant
 
-    def greedy(desk, ledger, books, tokens, now, *rest):
-        granted = original(desk, ledger, books, tokens, now, *rest)
+    def greedy(desk, ledger, asked, now, *rest):
+        granted = original(desk, ledger, asked, now, *rest)
+        books = asked[0].books
         if isinstance(granted, tbc.Decision) and granted.status is not Status.GATE_CLOSED and books.capped:
             found = survey(books).total
             apply(ledger, now, find_cover(books, found, Kind.LOAN))
@@ -156,10 +156,10 @@ def holds_never_expire(patch):
 def a_late_settle_is_dropped(patch):
     original = lifecycle.settle
 
-    def strict(ledger, hold, tokens, now, estimated):
+    def strict(ledger, hold, spent, now):
         if hold.state == "expired":
             return hold.settlement
-        return original(ledger, hold, tokens, now, estimated)
+        return original(ledger, hold, spent, now)
 
     patch.setattr(lifecycle, "settle", strict)
 
@@ -167,10 +167,10 @@ def a_late_settle_is_dropped(patch):
 def a_second_settle_books_again(patch):
     original = lifecycle.settle
 
-    def eager(ledger, hold, tokens, now, estimated):
-        if hold.state == "settled" and hold.settlement.tokens == tokens:
-            ledger.book(now, Kind.USAGE, hold.books, consumed=tokens)
-        return original(ledger, hold, tokens, now, estimated)
+    def eager(ledger, hold, spent, now):
+        if hold.state == "settled" and hold.settlement.tokens == spent[0].amount:
+            ledger.book(now, Kind.USAGE, hold.books, consumed=spent[0].amount)
+        return original(ledger, hold, spent, now)
 
     patch.setattr(lifecycle, "settle", eager)
 
