@@ -73,13 +73,26 @@ class DonorIndex:
 
     Parameters
     ----------
-    children : list of Books
-        The market.
+    parent : Books
+        Whose children the market is. While the index changes, its `index` is ``None``: what is interrupted
+        by an exception out of a signal handler is not used again, and a new one is made.
     """
 
-    __slots__ = ("_compact_at", "_heaps", "_idle", "_idle_of", "_levels", "_spare", "_spare_of", "stale")
+    __slots__ = (
+        "_compact_at",
+        "_heaps",
+        "_idle",
+        "_idle_of",
+        "_levels",
+        "_parent",
+        "_spare",
+        "_spare_of",
+        "stale",
+    )
 
-    def __init__(self, children: list[Books]) -> None:
+    def __init__(self, parent: Books) -> None:
+        children = parent.children or []
+        self._parent = parent
         self._levels: list[int] = []
         self._heaps: list[list[_Entry]] = []
         self._compact_at: list[int] = []
@@ -91,6 +104,8 @@ class DonorIndex:
         self.stale = list(children)
         for books in children:
             books.stale = True
+            books.indexed_spare = books.indexed_idle = 0
+            books.donor_entry = None
 
     # -- queries: call `refresh` first ---------------------------------------------------------------
 
@@ -106,6 +121,7 @@ class DonorIndex:
         """Return donors and amounts in drain order, `amount` in all (at most what `lendable` says)."""
         found: list[tuple[Books, int]] = []
         taken = 0
+        self._parent.index = None
         while taken < amount:
             heap = self._heaps[self._spare.index_above(taken)]
             looked_at: list[_Entry] = []
@@ -120,12 +136,14 @@ class DonorIndex:
                 taken += part
             for entry in looked_at:
                 heappush(heap, entry)
+        self._parent.index = self
         return found
 
     # -- upkeep --------------------------------------------------------------------------------------
 
     def refresh(self, asker: Books | None = None) -> None:
         """Catch up with every changed account, and leave out `asker` until it is refreshed again."""
+        self._parent.index = None
         if self.stale:
             self._add_levels({books.priority for books in self.stale}.difference(self._levels))
             for books in self.stale:
@@ -134,17 +152,23 @@ class DonorIndex:
             self.stale.clear()
         if asker is not None and (asker.indexed_spare or asker.indexed_idle):
             self._index(asker, 0, 0)
-            asker.touch()
+            asker.stale = True
+            self.stale.append(asker)
+        self._parent.index = self
 
     def forget(self, books: Books) -> None:
         """Take an account out of its level, before its priority changes."""
+        self._parent.index = None
         self._index(books, 0, 0)
+        self._parent.index = self
 
     def remove(self, books: Books) -> None:
         """Take an account out for good."""
+        self._parent.index = None
         self._index(books, 0, 0)
         if books.stale:
             self.stale = [known for known in self.stale if known is not books]
+        self._parent.index = self
 
     def _index(self, books: Books, spare: int, idle: int) -> None:
         rank = bisect_left(self._levels, books.priority)

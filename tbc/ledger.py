@@ -129,7 +129,9 @@ class Books:
         """Tell the donor index that these numbers have changed."""
         if not self.stale:
             self.stale = True
-            self.parent.index.stale.append(self)  # type: ignore[union-attr]
+            index = self.parent.index  # type: ignore[union-attr]  # only children are indexed
+            if index is not None:
+                index.stale.append(self)
 
 
 class _DollarBooks(Books):

@@ -149,7 +149,7 @@ class Clamp(NamedTuple):
                 return None
             else:
                 smaller.append(part)
-        smaller[0].granted = smaller[0].amount
+        smaller[0].granted = fits
         return smaller if fits >= max(1, self.at_least) else None
 
 
@@ -180,8 +180,13 @@ def set_aside(
     key: str | None,
     operation: str | None,
     model: str | None,
+    *,
+    first_of_many: bool = False,
 ) -> Hold:
-    """Open a hold that fits, or whose loans follow at once, and write it down: the busiest path."""
+    """Open a hold that fits, or whose loans follow at once, and write it down: the busiest path.
+
+    As the `first_of_many` steps it is unfinished, and voided if no others follow: nobody has it yet.
+    """
     seq = ledger.seq + 1
     hold = Hold(desk, books, seq, tokens, now, expires_at, key, operation, model)
     if not books.stale:
@@ -193,6 +198,9 @@ def set_aside(
     ledger.seq = seq  # no call from here on but the last: see `Ledger.book`
     books.held += tokens
     ledger.open_holds[seq] = hold
+    if first_of_many:
+        ledger.unfinished = hold, None
+        ledger.due = -inf
     write(hold)
     return hold
 
@@ -228,22 +236,39 @@ def grant(
             decision = decide(asked, mode)
         covers = [_loans_for(part, decision) for part in asked]
     tokens, *others = asked
-    hold = set_aside(desk, ledger, tokens.books, tokens.amount, now, expires_at, key, operation, model)
+    due = min(ledger.due, expires_at)
+    hold = set_aside(
+        desk,
+        ledger,
+        tokens.books,
+        tokens.amount,
+        now,
+        expires_at,
+        key,
+        operation,
+        model,
+        first_of_many=bool(others or covers[0][0]),
+    )
     hold.decision = decision
+    for part in others:
+        part.amount = 0  # until its entry is written
     hold.others = tuple(others)
     for part in others:
         ledger.book(
             now,
             Kind.HOLD,
             part.books,
-            held=part.amount,
+            held=part.granted,
             hold_id=hold.hold_id,
             key=key,
             note=operation,
             model=model,
+            grows=part,
         )
     for part, (moves, owed) in zip((hold, *others), covers, strict=True):
         _lend(ledger, now, part, moves, owed, hold)
+    ledger.unfinished = None
+    ledger.due = due
     return hold
 
 
@@ -430,7 +455,8 @@ def _unused(state: Literal["voided", "expired"], kind: Kind, hold: Hold, now: fl
 def finish_interrupted(ledger: Ledger) -> None:
     """Go on with an end that an exception out of a signal handler has interrupted; see `Ending`."""
     if ledger.unfinished is not None:
-        _end(ledger, *ledger.unfinished)
+        hold, ending = ledger.unfinished
+        _end(ledger, hold, ending or _unused("voided", Kind.VOID, hold, hold.at))
 
 
 def _end(ledger: Ledger, hold: Hold, ending: Ending) -> Settlement:

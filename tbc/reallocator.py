@@ -89,9 +89,7 @@ def market_of(asker: Books) -> DonorIndex:
     """Return the index of the asker's market, caught up, without the asker itself."""
     parent = asker.parent
     assert parent is not None, "the root has no market"
-    if parent.index is None:
-        parent.index = DonorIndex(parent.children or [])
-    index: DonorIndex = parent.index
+    index: DonorIndex = parent.index or DonorIndex(parent)
     index.refresh(asker)
     return index
 

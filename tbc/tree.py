@@ -366,13 +366,15 @@ def _funder(name: str, parent: Books | None, amount: int) -> Books | None:
 
 
 def _set_terms(books: Books, contract: BudgetContract) -> None:
+    gate_closed = not ConfidenceGate.allow_further_retrieval(contract, contract.last_confidence)
+    reserve = contract.reserve(books.axis)
+    books.touch()
     if books.parent is not None and books.parent.index is not None:
         books.parent.index.forget(books)
     books.contract = contract
     books.priority = contract.priority
-    books.min_reserve = contract.reserve(books.axis)
-    books.gate_closed = not ConfidenceGate.allow_further_retrieval(contract, contract.last_confidence)
-    books.touch()
+    books.min_reserve = reserve
+    books.gate_closed = gate_closed
 
 
 _TERMS = (
