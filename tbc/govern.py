@@ -28,8 +28,6 @@ from collections.abc import (
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
-import attrs
-
 from tbc.contract import check_amount, check_seconds
 from tbc.errors import HoldEndedError, InvalidContractError, OverrunError
 from tbc.holds import CURRENT_HOLD
@@ -251,7 +249,6 @@ class _Call:
         "input_tokens",
         "kwargs",
         "model",
-        "streamed",
         "streamed_tokens",
     )
 
@@ -270,7 +267,6 @@ class _Call:
         self.model = model
         self.args, self.kwargs = args, kwargs
         self.streamed_tokens = 0
-        self.streamed = False  # whether any chunk came: then there may be no result to have a confidence in
         self._chunk_usage: StreamUsage | None = None
         self._output_is_stated = False
         self._sent = False  # whether a request is under way that others may read the reply of
@@ -382,7 +378,6 @@ class _Call:
 
         if self._chunk_usage is None:
             self._chunk_usage = StreamUsage()
-            self.streamed = True
         stated = self._chunk_usage.add(chunk)
         text = text_of(chunk)
         if text:
@@ -397,24 +392,17 @@ class _Call:
                 self.hold.extend(expires_s=self._governor.expires_s)
             self._keep_until = now + self._governor.expires_s / 2
 
-    def _so_far(self) -> Usage:
-        """Return the usage of a stream so far: the input as stated, the output as counted if that is more."""
-        from tbc.usage import Usage
-
-        stated = Usage() if self._chunk_usage is None else self._chunk_usage.usage or Usage()
-        if stated.all_input is None:
-            stated = attrs.evolve(stated, input_tokens=self.input_tokens)
-        missing = self.streamed_tokens - (stated.all_output or 0)
-        return stated + Usage(output_tokens=missing) if missing > 0 else stated
-
     def finish_stream(self, result: Any = None) -> None:
         """Settle a stream that ran to its end; `result` is what a generator returned."""
-        usage = None if self._chunk_usage is None else self._chunk_usage.usage
+        chunks = self._chunk_usage
+        usage = None if chunks is None else chunks.usage
         try:
             if usage is not None and self._output_is_stated:
                 self._settle(usage.tokens, None, usage.all_output, usage, result=result)
+            elif chunks is None:
+                self._settle(None, self.input_tokens, 0, None, result=result)
             else:
-                usage = self._so_far()
+                usage = chunks.so_far(self.input_tokens, self.streamed_tokens)
                 self._settle(None, usage.tokens, usage.all_output, usage, result=result)
         except BaseException as error:
             self._settle_whole()
@@ -422,21 +410,24 @@ class _Call:
             raise
 
     def abandon(self) -> None:
-        """Book a stream that was left half-way. Never waits: finalizers come here too."""
+        """Book a stream that was left half-way. Never waits or imports: finalizers come here too."""
         if self.hold.state not in ("open", "expired"):
             return
+        usage, chunks = None, self._chunk_usage
         if self.hold.recorded:
-            self._manager.end_later(self.hold, self.hold.recorded, estimated=True)
-        elif self.streamed or not self._sent:
-            usage = self._so_far()
-            self._manager.end_later(self.hold, usage.tokens, estimated=True, usage=usage)
-        else:  # it was read by ways of its own: nobody knows how much
-            self._manager.end_later(self.hold, self.hold.tokens, estimated=True)
+            tokens: int | None = self.hold.recorded
+        elif chunks is not None:
+            usage = chunks.so_far(self.input_tokens, self.streamed_tokens)
+            tokens = usage.tokens
+        else:  # if it was read by ways of its own, nobody knows how much
+            tokens = self.hold.tokens if self._sent else self.input_tokens
+        self._manager.end_later(self.hold, tokens, estimated=True, usage=usage)
 
     def fail(self, error: BaseException) -> None:
         """End the hold of a call that raised."""
-        if self.streamed and not self.hold.recorded and self.hold.state in ("open", "expired"):
-            usage = self._so_far()
+        chunks = self._chunk_usage
+        if chunks is not None and not self.hold.recorded and self.hold.state in ("open", "expired"):
+            usage = chunks.so_far(self.input_tokens, self.streamed_tokens)
             self.hold.expect_input(usage.all_input or 0)
             self.hold.record(usage.tokens or 0)
         self.hold.leave(error, self._governor.not_sent)
@@ -524,7 +515,7 @@ class _Call:
             history.add(output, cut_off=told and output >= self.cap > 0)
         if problem is not None:
             raise problem
-        if governor.confidence_fn is not None and (result is not None or not self.streamed):
+        if governor.confidence_fn is not None and (result is not None or self._chunk_usage is None):
             confidence = governor.confidence_fn(result)
             if confidence is not None:
                 self._manager.report_confidence(governor.agent_name, confidence)

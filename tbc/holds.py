@@ -348,10 +348,8 @@ class Hold(Part):
         notes = self._notes
         if notes is None or notes.price is None:
             return None
-        from tbc.usage import Usage
-
         known = min(tokens, notes.input_tokens or 0)
-        return notes.price.cost(Usage(input_tokens=known, output_tokens=tokens - known))
+        return notes.price.text_cost(known, tokens - known)
 
     @property
     def price(self) -> Price | None:

@@ -200,6 +200,11 @@ class Price:
         rates = self._rates_for(sum(known[:_OUTPUT]))
         return self._rounded(sum(map(mul, rates, known)))
 
+    def text_cost(self, input_tokens: int, output_tokens: int) -> int:
+        """Return what a call of text of which nothing was cached cost, in nano-dollars, rounded up once."""
+        rates = self._rates_for(input_tokens)
+        return self._rounded(input_tokens * rates[0] + output_tokens * rates[_OUTPUT])
+
     def ceiling(self, input_tokens: int, output_tokens: int) -> int:
         """Return the most a call of text can cost, in nano-dollars, rounded up once.
 

@@ -36,8 +36,9 @@ class StreamUsage:
     Examples
     --------
     >>> stream = StreamUsage()
-    >>> stream.add({"type": "message_start", "message": {"usage": {"input_tokens": 25, "output_tokens": 1}}})
-    >>> stream.add({"type": "message_delta", "usage": {"output_tokens": 15}})
+    >>> start = {"type": "message_start", "message": {"usage": {"input_tokens": 25, "output_tokens": 1}}}
+    >>> stream.add(start).tokens, stream.add({"type": "message_delta", "usage": {"output_tokens": 15}}).tokens
+    (26, 15)
     >>> stream.usage.tokens
     40
     """
@@ -64,6 +65,20 @@ class StreamUsage:
             adds = label(chunk, "type") == "AIMessageChunk"
             self._series.add(usage) if adds else self._series.replace(usage)
         return usage
+
+    def so_far(self, input_tokens: int, output_tokens: int) -> Usage:
+        """Return what was stated, with the counted input where none was, and the counted output if more.
+
+        Parameters
+        ----------
+        input_tokens, output_tokens : int
+            As counted.
+        """
+        usage = self.usage or Usage()
+        if usage.all_input is None:
+            usage = attrs.evolve(usage, input_tokens=input_tokens)
+        missing = output_tokens - (usage.all_output or 0)
+        return usage + Usage(output_tokens=missing) if missing > 0 else usage
 
     def _follow(self, chunk: object, inner: Iterable[object]) -> None:
         """Begin a new series if the chunk begins a new response."""
