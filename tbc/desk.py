@@ -15,7 +15,7 @@ from tbc.holds import Hold, Part, PendingHold, Spent
 from tbc.ledger import Books
 from tbc.lifecycle import Clamp
 from tbc.money import to_nano, to_usd
-from tbc.pool import Money, Pool, amounts_of
+from tbc.pool import Money, Pool, amounts_of, has_reached
 
 if TYPE_CHECKING:
     from datetime import date
@@ -370,7 +370,7 @@ class SpendingDesk(Pool):
         """
         with self._lock:
             self.ledger.look()
-            shares = [used >= self._wind_down_at * total for _, used, total in self._used()]
+            shares = [has_reached(self._wind_down_at, used, total) for _, used, total in self._used()]
             parts = [part for part in (hold, *hold.others) if part.amount]
             return any(shares) or (
                 bool(parts)

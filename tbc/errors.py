@@ -39,7 +39,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tbc.axes import TOKENS, Axis, format_amount
+from tbc.axes import TOKENS, Axis, format_amount, format_number
 
 if TYPE_CHECKING:
     from tbc.decision import Decision, Settlement
@@ -496,6 +496,8 @@ class CarveOutError(BudgetExceededError, ValueError):
         How the parent's spare comes about.
     axis : {"tokens", "usd", "calls"}, default "tokens"
         Of what.
+    missing : int, optional
+        What the parent lacks; more than ``requested - available`` if it has less than its reserve.
     """
 
     def __init__(
@@ -506,16 +508,18 @@ class CarveOutError(BudgetExceededError, ValueError):
         parent: str,
         arithmetic: str,
         axis: Axis = TOKENS,
+        missing: int | None = None,
     ) -> None:
         super().__init__(agent_name, requested, available)
-        self.args = (agent_name, requested, available, parent, arithmetic, axis)
+        self.args = (agent_name, requested, available, parent, arithmetic, axis, missing)
+        self.missing = requested - available if missing is None else missing
         self.parent = parent
         self.arithmetic = arithmetic
         self.axis = axis
 
     def __str__(self) -> str:
         requested, available = self._words()
-        missing = format_amount(self.axis, self.requested - self.available).partition(" ")[0]
+        missing = format_number(self.axis, self.missing)
         return (
             f"Agent {self.agent_name!r} needs {requested} of {self.parent!r}, which can spare "
             f"{available} ({self.arithmetic}). Ask for at most {available}, or top up "

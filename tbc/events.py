@@ -7,6 +7,7 @@ and never breaks a run.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import attrs
@@ -27,7 +28,7 @@ class Booked:
 
 @attrs.frozen
 class Refused:
-    """A request was refused, or would have been (audit mode)."""
+    """A hold, or more for one, was refused, or would have been (audit mode)."""
 
     decision: Decision
 
@@ -76,20 +77,22 @@ class Subscribers:
     """Who is told. Adding and removing are safe at any time."""
 
     def __init__(self) -> None:
-        self._callbacks: tuple[Callable[[Event], object], ...] = ()
+        self._callbacks: dict[int, Callable[[Event], object]] = {}  # in the order of subscribing
+        self._numbers = itertools.count()
 
     def add(self, callback: Callable[[Event], object]) -> Callable[[], None]:
         """Tell `callback` every event from now on; returns a function that ends it."""
-        self._callbacks = (*self._callbacks, callback)
+        number = next(self._numbers)
+        self._callbacks[number] = callback
 
         def remove() -> None:
-            self._callbacks = tuple(known for known in self._callbacks if known is not callback)
+            self._callbacks.pop(number, None)
 
         return remove
 
     def tell(self, event: Event) -> None:
         """Call every subscriber in the order of subscribing."""
-        for callback in self._callbacks:
+        for callback in list(self._callbacks.values()):
             try:
                 callback(event)
             except Exception:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -18,7 +18,7 @@ from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
 from tbc.clock import Clock, system_clock
 from tbc.contract import BudgetContract, check_amount, check_fraction
 from tbc.decision import Mode
-from tbc.errors import AgentClosedError, CarveOutError, InvalidContractError
+from tbc.errors import AgentClosedError, CarveOutError, InvalidAmountError, InvalidContractError
 from tbc.ledger import Books, Ledger
 from tbc.money import to_nano
 from tbc.reallocator import Reallocator, Rebalance, rebalance
@@ -41,6 +41,8 @@ class _Unset:
 
 _UNSET: Any = _Unset()
 
+T = TypeVar("T")
+
 
 class Pool:
     """The agents of one pool and their budgets; see `BudgetManager`."""
@@ -56,6 +58,8 @@ class Pool:
     ) -> None:
         if mode not in ("enforce", "audit"):
             raise InvalidContractError(f"mode must be 'enforce' or 'audit', not {mode!r}")
+        if clock is not None and not callable(clock):
+            raise InvalidContractError(f"clock must be a callable that returns seconds, not {clock!r}")
         self._warn_at = tuple(check_fraction("warn_at", share) for share in warn_at)
         if not all(a < b for a, b in zip((0.0, *self._warn_at), self._warn_at, strict=False)):
             raise InvalidContractError(f"warn_at must ascend from above 0 to 1, not {list(warn_at)}")
@@ -145,7 +149,11 @@ class Pool:
             max_calls=max_calls,
         )
         with self._lock:
-            signed = tree.register(self.ledger, contract, parent, self.ledger.look(), replace=replace)
+            now = self.ledger.look()
+            known = self.ledger.accounts.get(agent_name)
+            was_closed = known is not None and known.gate_closed
+            signed = tree.register(self.ledger, contract, parent, now, replace=replace)
+            self._note_gate(self.ledger.find(agent_name), was_closed)
         self._tell()
         return signed
 
@@ -171,10 +179,13 @@ class Pool:
             books = self.ledger.find(agent_name)
             was_closed = books.gate_closed
             contract = tree.change_terms(self.ledger, books, terms, now)
-            if books.gate_closed != was_closed:
-                self._notice("GateMoved", agent_name, books.gate_closed, contract.last_confidence)
+            self._note_gate(books, was_closed)
         self._tell()
         return contract
+
+    def _note_gate(self, books: Books, was_closed: bool) -> None:
+        if books.gate_closed != was_closed and books.contract is not None:
+            self._notice("GateMoved", books.name, books.gate_closed, books.contract.last_confidence)
 
     def top_up(
         self,
@@ -264,9 +275,11 @@ class Pool:
             Transfers by name, what stays unmet, and one `Clearing` per market; those of other axes under
             `others`. A partial answer is an answer.
         """
-        asked: dict[Axis, dict[str, int]] = {TOKENS: _shortfalls(shortfalls or {})}
+        asked: dict[Axis, dict[str, int]] = {TOKENS: {} if shortfalls is None else _shortfalls(shortfalls)}
         if usd is not None:
-            asked[USD] = {name: to_nano(f"shortfall of {name!r}", value) for name, value in usd.items()}
+            asked[USD] = {
+                name: to_nano(f"shortfall of {name!r}", value) for name, value in _by_name(usd).items()
+            }
         if calls is not None:
             asked[CALLS] = _shortfalls(calls)
         for name in {name for each in asked.values() for name in each}:
@@ -333,6 +346,8 @@ class Pool:
         """
         from tbc.events import Subscribers
 
+        if not callable(callback):
+            raise InvalidContractError(f"a subscriber must be a callable, not {callback!r}")
         with self._lock:
             if self._subscribers is None:
                 self._told = self.ledger.seq
@@ -372,7 +387,7 @@ class Pool:
         with self._lock:
             for axis, used, total in self._used():
                 for share in self._warn_at:
-                    if used and used >= share * total and (axis, share) not in self._warned:
+                    if used and has_reached(share, used, total) and (axis, share) not in self._warned:
                         self._warned.add((axis, share))
                         reached.append(ThresholdReached(axis, share, used, total - used))
         return reached
@@ -403,6 +418,11 @@ class Pool:
         lifecycle.expire_due(self.ledger, now)
 
 
+def has_reached(share: float, used: int, total: int) -> bool:
+    """Return whether so large a share of a total is used; exactly, for the share as it is written."""
+    return Decimal(used) >= Decimal(repr(share)) * total
+
+
 def amounts_of(tokens: int, usd: Money | None, calls: int, *, up: bool = True) -> dict[Axis, int]:
     """Return checked amounts by axis: tokens always, the others where they are named."""
     amounts: dict[Axis, int] = {TOKENS: check_amount("tokens", tokens)}
@@ -416,4 +436,10 @@ def amounts_of(tokens: int, usd: Money | None, calls: int, *, up: bool = True) -
 
 
 def _shortfalls(asked: Mapping[str, int]) -> dict[str, int]:
-    return {name: check_amount(f"shortfall of {name!r}", tokens) for name, tokens in asked.items()}
+    return {name: check_amount(f"shortfall of {name!r}", tokens) for name, tokens in _by_name(asked).items()}
+
+
+def _by_name(asked: Mapping[str, T]) -> Mapping[str, T]:
+    if not isinstance(asked, Mapping):
+        raise InvalidAmountError("shortfalls", asked, "a mapping of agent names to amounts")
+    return asked

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from tbc.axes import Axis
+from tbc.confidence import ConfidenceGate
 from tbc.contract import MAX_AMOUNT, BudgetContract, check_amount
 from tbc.decision import Kind, Transfer
 from tbc.donors import DonorIndex
@@ -349,9 +350,12 @@ class Reallocator:
             contract = self._contracts.get(name)
             priority = 1 if contract is None else contract.priority
             reserve = MAX_AMOUNT if contract is None else contract.min_reserve
-            if (priority, reserve) == (books.priority, books.min_reserve):
+            closed = contract is not None and not ConfidenceGate.allow_further_retrieval(
+                contract, contract.last_confidence
+            )
+            if (priority, reserve, closed) == (books.priority, books.min_reserve, books.gate_closed):
                 continue
+            books.touch()
             if books.parent is not None and books.parent.index is not None:
                 books.parent.index.forget(books)
-            books.priority, books.min_reserve = priority, reserve
-            books.touch()
+            books.priority, books.min_reserve, books.gate_closed = priority, reserve, closed

@@ -6,6 +6,7 @@ A generator function stays one, and a provider's stream object keeps its own att
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
@@ -102,7 +103,8 @@ def follow_async(
         except GeneratorExit:
             call.abandon()
             if hasattr(chunks, "aclose"):
-                await chunks.aclose()
+                with contextlib.suppress(RuntimeError):  # it is being closed, or runs, elsewhere
+                    await chunks.aclose()
             raise
         except BaseException as error:
             call.fail(error)

@@ -361,7 +361,8 @@ def _funder(name: str, parent: Books | None, amount: int) -> Books | None:
         numbers = (parent.allocated, parent.consumed, parent.held, parent.min_reserve)
         allocated, consumed, held, reserve = (_amount(parent.axis, number) for number in numbers)
         arithmetic = f"allocated {allocated} - consumed {consumed} - held {held} - reserve {reserve}"
-        raise CarveOutError(name, amount, parent.spare, parent.name, arithmetic, parent.axis)
+        missing = amount - (parent.remaining - parent.min_reserve)
+        raise CarveOutError(name, amount, parent.spare, parent.name, arithmetic, parent.axis, missing)
     return parent
 
 

@@ -33,6 +33,7 @@ True
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Integral
 from typing import Any, Final
 
 import attrs
@@ -60,7 +61,9 @@ def _check_count(_: object, attribute: attrs.Attribute[int | None], value: objec
 
 
 def _is_count(value: object, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+    if isinstance(value, bool) or not isinstance(value, (int, Integral)):  # NumPy's are `Integral` only
+        return False
+    return 0 <= int(value) <= most
 
 
 @attrs.frozen(kw_only=True)
@@ -131,9 +134,9 @@ def read_usage(reply: object) -> Usage | None:
     """Read the usage that a reply states.
 
     Looked at are, in this order: ``usage``, ``usage_metadata``, ``response_metadata["token_usage"]`` (or
-    ``["usage"]``) of the reply, the reply itself if it is such a record, and the same of what it is wrapped
-    around, as in `reply_text`. Several messages may be the history of a conversation, already booked; then
-    the usage is unknown.
+    ``["usage"]``), ``llm_output["token_usage"]`` of the reply, the reply itself if it is such a record, and
+    the same of what it is wrapped around, as in `reply_text`. Several messages may be the history of a
+    conversation, already booked; then the usage is unknown.
 
     Numbers that contradict each other never make a class negative: cached tokens and audio are at most the
     input that includes them, reasoning at most the output. A stated total above the sum of the parts is
@@ -176,6 +179,9 @@ def _records(reply: object) -> Iterator[object]:
     if metadata is not None:
         yield field(metadata, "token_usage")
         yield field(metadata, "usage")
+    llm_output = field(reply, "llm_output")
+    if llm_output is not None:
+        yield field(llm_output, "token_usage")
 
 
 def _is_replayed(reply: object) -> bool:

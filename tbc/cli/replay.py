@@ -74,6 +74,9 @@ def replay(
     """
     from tbc.swarm import experiment, summary
 
+    if json is not None:  # a place that cannot be written is said before the work, not after it
+        json.parent.mkdir(parents=True, exist_ok=True)
+        json.open("a").close()
     workload = _load(trace, agents, seed)
     if agents is None and all(len(run.roles) == 1 for run in workload.runs):
         agents = _DEFAULT_SWARM
@@ -112,7 +115,6 @@ def replay(
         console.print()
     _draw(report, out, workload.name)
     if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
         found = {"tbc": __version__, "workload": workload.name, **summary.figures(report)}
         json.write_text(json_format.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         print(f"figures: {json}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from tbc.axes import TOKENS
 from tbc.decision import Decision, Settlement, Transfer
 from tbc.errors import BudgetExceededError, TBCError
 from tbc.holds import Hold
@@ -127,19 +128,20 @@ class SideBySide:
 
     def _check_hold(self, twin: TwinHold) -> None:
         real, model = twin.real, self.model.holds[twin.number]
+        loans = [loan for loan in real.loans if loan.axis == TOKENS]
         shown = {
             "agent": real.agent_name,
             "tokens": real.tokens,
             "state": real.state,
             "expires_at": real.expires_at,
-            "loans": [(loan.tokens, loan.kind.value) for loan in real.loans],
+            "loans": [(loan.tokens, loan.kind.value) for loan in loans],
         }
         expected = {name: model[name] for name in shown} | {
             "loans": [(loan["tokens"], loan["kind"]) for loan in model["loans"]]
         }
         _same(shown, expected, f"hold {real.hold_id}")
         if real.state == "open":
-            lenders = [loan.donor for loan in real.loans]
+            lenders = [loan.donor for loan in loans]
             require(
                 lenders == [loan["lender"] for loan in model["loans"]],
                 f"hold {real.hold_id}: lenders {lenders}, in the model {model['loans']}",
