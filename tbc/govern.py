@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tbc.stream_usage import StreamUsage
     from tbc.usage import Usage
 
-__all__ = ["Governed", "Governor", "OutputHistory"]
+__all__ = ["Call", "Governed", "Governor", "OutputHistory"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -103,6 +103,7 @@ class Governor:
         not_sent: type[BaseException] | tuple[type[BaseException], ...],
         expires_s: float,
         model: str | Callable[..., str | None] | None,
+        min_output_tokens: int | None,
     ) -> None:
         if on_overrun not in ("raise", "record"):
             raise InvalidContractError(f"on_overrun must be 'raise' or 'record', not {on_overrun!r}")
@@ -117,6 +118,11 @@ class Governor:
             raise InvalidContractError(f"model must be a name or a callable, not {model!r}")
         if max_output_tokens is not None:
             max_output_tokens = check_amount("max_output_tokens", max_output_tokens)
+        if min_output_tokens is not None:
+            min_output_tokens = check_amount("min_output_tokens", min_output_tokens)
+        elif cap_kwarg is not None:
+            min_output_tokens = 1
+        self.min_output_tokens = min_output_tokens or 0
         self.manager = manager
         self.agent_name = agent_name
         self.confidence_fn = confidence_fn
@@ -133,21 +139,10 @@ class Governor:
 
     def __call__(self, function: Callable[..., Any], /) -> Callable[..., Any]:
         """Return `function`, governed."""
-        name = str(getattr(function, "__name__", type(function).__name__))
-        if not callable(function):
-            raise InvalidContractError(
-                f"govern takes a function, not {function!r}; put it below @classmethod and @staticmethod"
-            )
-        cap = self._find_cap(function)
-        bound_to = _first_is_owner(function)
-        model_position = _position(function, "model")
+        begin = self.prepare(function)
         target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
 
-        def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-            model = self._model_of(model_position, args, kwargs)
-            return _Call(self, name, cap, bound_to, model, args, kwargs)
-
-        def begin_stream(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Call, Any]:
+        def begin_stream(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Any]:
             call = begin(args, kwargs)
             return call, call.start(function)
 
@@ -169,6 +164,26 @@ class Governor:
                 return call.finish_or_follow(call.start(function))
 
         return functools.wraps(function)(wrapped)
+
+    def prepare(self, function: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str, Any]], Call]:
+        """Return what takes the hold for one call of `function`, given its arguments, or raises the refusal.
+
+        For those who decide in one place and call in another.
+        """
+        if not callable(function):
+            raise InvalidContractError(
+                f"govern takes a function, not {function!r}; put it below @classmethod and @staticmethod"
+            )
+        name = str(getattr(function, "__name__", type(function).__name__))
+        cap = self._find_cap(function)
+        bound_to = _first_is_owner(function)
+        model_position = _position(function, "model")
+
+        def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+            model = self._model_of(model_position, args, kwargs)
+            return Call(self, name, cap, bound_to, model, args, kwargs)
+
+        return begin
 
     def _model_of(self, position: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Return the name of the model that a call is for, if anybody says it."""
@@ -232,7 +247,7 @@ def _position(function: Callable[..., Any], name: str) -> int | None:
     return list(parameters).index(name)
 
 
-class _Call:
+class Call:
     """One governed call from its hold to its end. The ends are the same for plain and async callers."""
 
     __slots__ = (
@@ -274,7 +289,7 @@ class _Call:
         self.cap_from_history = False
         self.cap = self._default_cap() if asked is None else asked
         self.input_tokens = self._count_input(cap.position, bound_to) if args or kwargs else 0
-        least = self.input_tokens + (1 if governor.cap_kwarg is not None and self.cap else 0)
+        least = self.input_tokens + min(governor.min_output_tokens, self.cap)
         self.hold = manager.hold_call(
             governor.agent_name,
             self.input_tokens,

@@ -139,6 +139,7 @@ class BudgetManager(SpendingDesk):
         not_sent: type[BaseException] | tuple[type[BaseException], ...] = (),
         expires_s: float = 600,
         model: str | Callable[..., str | None] | None = None,
+        min_output_tokens: int | None = None,
     ) -> Governed:
         """Return a decorator that governs functions, coroutines, generators and async generators.
 
@@ -171,6 +172,9 @@ class BudgetManager(SpendingDesk):
         model : str or callable, optional
             The model that is called, for its price: a name, or a function of the call's arguments. Default:
             the call's own `model` argument.
+        min_output_tokens : int, optional
+            The fewest tokens of output that a call is worth: with room for less, it is refused. Default: 1
+            where the cap is handed over, else 0.
         """
         with self._lock:
             self._open_books(agent_name)
@@ -186,6 +190,7 @@ class BudgetManager(SpendingDesk):
             not_sent=not_sent,
             expires_s=expires_s,
             model=model,
+            min_output_tokens=min_output_tokens,
         )
 
     def output_history(self, agent_name: str) -> OutputHistory:
