@@ -200,9 +200,10 @@ class BudgetContract:
             return self.min_reserve
         return self._others.usd_reserve if self._others is not None and axis == USD else 0
 
-    def with_terms(self, **terms: Any) -> BudgetContract:
-        """Return a copy with other terms that remembers the same last confidence."""
-        old: dict[str, Any] = {
+    @property
+    def terms(self) -> dict[str, Any]:
+        """What makes an equal contract: the arguments after the name."""
+        return {
             "priority": self.priority,
             "max_tokens": self.max_tokens,
             "min_reserve": self.min_reserve,
@@ -211,7 +212,10 @@ class BudgetContract:
             "min_reserve_usd": None if self._others is None else self.min_reserve_usd,
             "max_calls": self.max_calls,
         }
-        contract = BudgetContract(self.agent_name, **{**old, **terms})
+
+    def with_terms(self, **terms: Any) -> BudgetContract:
+        """Return a copy with other terms that remembers the same last confidence."""
+        contract = BudgetContract(self.agent_name, **{**self.terms, **terms})
         contract.note_confidence(self.last_confidence)
         return contract
 

@@ -116,6 +116,18 @@ class Journal:
         entries.extend((seq, *_fields(line)) for seq, line in lines)
         return entries
 
+    def holds(self, since: int, last: int) -> list[Any]:
+        """Return the holds that lines after number `since` have granted; the newest line is number `last`."""
+        skipped = max(0, since - (last - len(self.lines)))
+        return [line for line in islice(self.lines, skipped, None) if type(line) not in (tuple, Settlement)]
+
+    def begin_with(self, books: Any, calls: int) -> None:
+        """Take an account's numbers as its opening balance, with the calls that it has ended."""
+        unpriced = books.unpriced
+        sums = [books.allocated, books.consumed, books.held, unpriced, calls]
+        if any(sums):
+            self._opening[books.axis][books.name] = sums
+
     def calls(self) -> dict[str, int]:
         """Return the ended calls of every account, counted from the lines on the token axis."""
         counts = {name: sums[4] for name, sums in self._opening[TOKENS].items() if sums[4]}

@@ -305,8 +305,19 @@ class Ledger:
         the sums over all entries are the books.
         """
         with self.lock:
-            lines = self.journal.since(since, self.seq)
-        return [Entry(seq, self._epoch + at, *rest) for seq, at, *rest in lines]
+            return self.entries_now(since)
+
+    def entries_now(self, since: int) -> list[Entry]:
+        """Return the same under the lock."""
+        return [Entry(seq, self.wall(at), *rest) for seq, at, *rest in self.journal.since(since, self.seq)]
+
+    def wall(self, at: float) -> float:
+        """Return seconds of the clock as journals show them: Unix time with the default clock."""
+        return self._epoch + at
+
+    def unwall(self, at: float) -> float:
+        """Return what the clock showed, or would have shown, at a time that `wall` returned."""
+        return at - self._epoch
 
     # -- for the rooms above, under the lock ---------------------------------------------------------
 

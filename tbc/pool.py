@@ -24,7 +24,7 @@ from tbc.money import to_nano
 from tbc.reallocator import Reallocator, Rebalance, rebalance
 
 if TYPE_CHECKING:
-    from tbc.events import Event, Subscribers
+    from tbc.events import Event, Subscribers, ThresholdReached
 
 __all__ = ["Money", "Pool", "amounts_of"]
 
@@ -336,6 +336,12 @@ class Pool:
             every = self.ledger.every_account()
             return tuple(tree.account_of(self.ledger, books, axis) for books in every)
 
+    def used(self) -> dict[Axis, tuple[int, int]]:
+        """Return what was spent and what is granted in all, for every axis with a manager-wide cap."""
+        with self._lock:
+            self.ledger.look()
+            return {axis: (spent, granted) for axis, spent, granted in self._used()}
+
     # -- events ----------------------------------------------------------------------------------------
 
     def subscribe(self, callback: Callable[[Event], object]) -> Callable[[], None]:
@@ -374,16 +380,16 @@ class Pool:
         events: list[Event] = [
             Booked(entry) for entry in self.ledger.entries(since) if since < entry.seq <= upto
         ]
-        for event in (*events, *notices, *self._thresholds()):
+        for event in (*events, *notices, *self.new_thresholds()):
             subscribers.tell(event)
 
-    def _thresholds(self) -> list[Event]:
-        """Return the thresholds that have been reached for the first time."""
+    def new_thresholds(self) -> list[ThresholdReached]:
+        """Return the thresholds of `warn_at` that have been reached since this was last asked."""
         if not self._warn_at:
             return []
         from tbc.events import ThresholdReached
 
-        reached: list[Event] = []
+        reached: list[ThresholdReached] = []
         with self._lock:
             for axis, used, total in self._used():
                 for share in self._warn_at:

@@ -271,7 +271,7 @@ CONVENTIONS: Final = {
     "langchain": convention(langchain, "write write_1h audio spoken reasoning"),
     "litellm-openai": convention(litellm_openai, "write audio spoken reasoning"),
     "litellm-anthropic": convention(litellm_anthropic, "write write_1h reasoning"),
-    "litellm-google": convention(litellm_google, "audio spoken reasoning"),
+    "litellm-google": convention(litellm_google, "audio cached_audio spoken reasoning"),
 }
 conventions = pytest.mark.parametrize("told", CONVENTIONS.values(), ids=CONVENTIONS)
 
@@ -537,13 +537,6 @@ def test_cached_audio_that_is_not_stated_is_what_does_not_fit_elsewhere() -> Non
     assert told(400) == fits
     assert told(900) == attrs.evolve(fits, cached_read_tokens=100, cached_audio_read_tokens=500)
     assert told(9_000) == attrs.evolve(fits, cached_read_tokens=0, cached_audio_read_tokens=600)
-
-
-def test_litellm_tells_only_the_gemini_audio_that_was_not_cached() -> None:
-    call = Call(text=100, read=50, audio=30, cached_audio=20, answer=10)
-    usage = read_usage(litellm_google(call))
-    assert usage is not None
-    assert (usage.input_tokens, usage.input_audio_tokens, usage.cached_read_tokens) == (100, 30, 70)
 
 
 def test_gemini_thoughts_within_the_candidates_are_not_added_again() -> None:
