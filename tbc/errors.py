@@ -24,6 +24,11 @@
      ├── InvalidPriceError      (ValueError)   a price, or a policy for prices, that cannot be read
      ├── UnknownPriceError      (ValueError)   nobody knows what this model costs
      ├── WorkflowFileError      (ValueError)   a workflow file with problems, all of them
+     ├── StepResultError        (RuntimeError) a step returned what cannot be used
+     ├── RunError                              a run that cannot go on, or not like this
+     │    ├── UnknownRunError   (LookupError)  there is no such run
+     │    ├── RunBusyError                     another process is at work on it
+     │    └── WorkflowChangedError (ValueError) its file is not as it was
      ├── UnresolvedReferenceError (LookupError) a `{{ reference }}` that leads to nothing
      └── BudgetExceededError                   a refusal: the amount cannot be covered
           ├── GateClosedError                  a refusal: the agent is confident enough
@@ -60,6 +65,9 @@ __all__ = [
     "NoCurrentHoldError",
     "NotSent",
     "OverrunError",
+    "RunBusyError",
+    "RunError",
+    "StepResultError",
     "StoreBusyError",
     "StoreCorruptError",
     "StoreError",
@@ -70,8 +78,10 @@ __all__ = [
     "TraceError",
     "UnknownAgentError",
     "UnknownPriceError",
+    "UnknownRunError",
     "UnresolvedReferenceError",
     "VocabularyError",
+    "WorkflowChangedError",
     "WorkflowFileError",
 ]
 
@@ -389,6 +399,78 @@ class WorkflowFileError(TBCError, ValueError):
 
     def __str__(self) -> str:
         return "\n".join(": ".join(filter(None, (self.file, *problem))) for problem in self.problems)
+
+
+class StepResultError(TBCError, RuntimeError):
+    """What a step returned cannot be used. What it cost is booked.
+
+    Parameters
+    ----------
+    step : str
+        Which.
+    reason : str
+        What is wrong with it, and what would be right.
+    result : object
+        What it returned.
+    """
+
+    def __init__(self, step: str, reason: str, result: object = None) -> None:
+        super().__init__(step, reason, result)
+        self.step = step
+        self.reason = reason
+        self.result = result
+
+    def __str__(self) -> str:
+        return f"Step {self.step!r}: {self.reason}"
+
+
+class RunError(TBCError):
+    """A run that cannot go on, or not like this.
+
+    Parameters
+    ----------
+    run : str
+        Which.
+    reason : str
+        Why, and what to do.
+    """
+
+    def __init__(self, run: str, reason: str) -> None:
+        super().__init__(run, reason)
+        self.run = run
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"Run {self.run!r}: {self.reason}"
+
+
+class UnknownRunError(RunError, LookupError):
+    """There is no such run."""
+
+
+class RunBusyError(RunError):
+    """Another process is at work on this run."""
+
+
+class WorkflowChangedError(RunError, ValueError):
+    """The workflow file is not as it was when the run began.
+
+    Parameters
+    ----------
+    run : str
+        Which.
+    steps : sequence of str
+        The ids of the steps that have changed, are new, or are gone.
+    """
+
+    def __init__(self, run: str, steps: Sequence[str]) -> None:
+        super().__init__(
+            run,
+            f"the workflow file has changed since it began: {', '.join(steps)}. Put the file back, or run "
+            "these steps and what depends on them again: --accept-changes",
+        )
+        self.args = (run, tuple(steps))
+        self.steps = tuple(steps)
 
 
 class UnresolvedReferenceError(TBCError, LookupError):

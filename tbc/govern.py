@@ -144,7 +144,7 @@ class Governor:
 
         def begin_stream(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Any]:
             call = begin(args, kwargs)
-            return call, call.start(function)
+            return call, call.start()
 
         wrapped: Callable[..., Any]
         if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(target):
@@ -155,13 +155,13 @@ class Governor:
 
             async def wrapped(*args: Any, **kwargs: Any) -> Any:
                 call = begin(args, kwargs)
-                return await call.await_result(call.start(function))
+                return await call.await_result(call.start())
 
         else:
 
             def wrapped(*args: Any, **kwargs: Any) -> Any:
                 call = begin(args, kwargs)
-                return call.finish_or_follow(call.start(function))
+                return call.finish_or_follow(call.start())
 
         return functools.wraps(function)(wrapped)
 
@@ -181,7 +181,7 @@ class Governor:
 
         def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
             model = self._model_of(model_position, args, kwargs)
-            return Call(self, name, cap, bound_to, model, args, kwargs)
+            return Call(self, function, name, cap, bound_to, model, args, kwargs)
 
         return begin
 
@@ -252,6 +252,7 @@ class Call:
 
     __slots__ = (
         "_chunk_usage",
+        "_function",
         "_governor",
         "_keep_until",
         "_manager",
@@ -270,6 +271,7 @@ class Call:
     def __init__(
         self,
         governor: Governor,
+        function: Callable[..., Any],
         name: str,
         cap: _CapArgument,
         bound_to: bool,
@@ -278,6 +280,7 @@ class Call:
         kwargs: dict[str, Any],
     ) -> None:
         self._governor = governor
+        self._function = function
         manager = self._manager = governor.manager
         self.model = model
         self.args, self.kwargs = args, kwargs
@@ -335,11 +338,11 @@ class Call:
 
     # -- running -------------------------------------------------------------------------------------------
 
-    def start(self, function: Callable[..., Any]) -> Any:
+    def start(self) -> Any:
         """Call the function; an exception ends the hold."""
         token = CURRENT_HOLD.set(self.hold)
         try:
-            return function(*self.args, **self.kwargs)
+            return self._function(*self.args, **self.kwargs)
         except BaseException as error:
             self.fail(error)
             raise

@@ -24,7 +24,7 @@ from tbc.holds import Hold, Part
 from tbc.journal import Entry
 from tbc.ledger import Books
 from tbc.reallocator import Move
-from tbc.stores.rows import AccountRow, AgentRow, HoldRow, LoanRow, PartRow, PoolRow
+from tbc.stores.rows import AccountRow, AgentRow, HoldRow, LineRow, LoanRow, PartRow, PoolRow
 
 if TYPE_CHECKING:
     from tbc.manager import BudgetManager
@@ -59,6 +59,15 @@ class Keeper:
         self._kept = 0  # the last line of the journal that is in the store
         self._open: dict[int, Hold] = {}  # open holds that the store knows
         self._agents: dict[str, AgentRow] = {}
+
+    @property
+    def path(self) -> str:
+        """The store's file."""
+        return self._store.path
+
+    def lines(self) -> list[LineRow]:
+        """Return the journal as the store has it."""
+        return list(self._store.entries(self._pool))
 
     @contextmanager
     def keep(self) -> Generator[Writer]:

@@ -24,6 +24,10 @@ app = App(name="tbc", version=__version__, help="Token budget contracts: a budge
 app.command("tbc.cli.replay:replay", name="replay")
 app.command("tbc.cli.prices:prices", name="prices")
 app.command("tbc.cli.check:check", name="check")
+app.command("tbc.cli.run:run", name="run")
+app.command("tbc.cli.run:resume", name="resume")
+app.command("tbc.cli.runs:runs", name="runs")
+app.command("tbc.cli.runs:report", name="report")
 
 
 def run(arguments: Sequence[str]) -> int:
