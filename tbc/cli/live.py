@@ -167,7 +167,7 @@ def _accounts(manager: BudgetManager) -> Table:
     table.add_column("agent")
     for axis in axes:
         for word in ("allocated", "held", "spent"):
-            table.add_column(f"{word} {axis}", justify="right")
+            table.add_column(f"{axis}\n{word}", justify="right")
     books: dict[str, list[Account]] = {}
     for axis in axes:
         for account in manager.accounts(axis):
