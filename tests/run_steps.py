@@ -95,6 +95,15 @@ def look_at_budget(what: object, *, max_output_tokens: int = 100) -> dict[str, A
     }
 
 
+def look_at_decision(what: object, *, max_output_tokens: int = 100) -> dict[str, Any]:
+    """Read what was decided about this call."""
+    decision = tbc.current_hold().decision
+    return {
+        "output": None if decision is None else decision.note,
+        "usage": {"input_tokens": 1, "output_tokens": max_output_tokens},
+    }
+
+
 _TOGETHER = threading.Barrier(2)
 
 

@@ -79,6 +79,13 @@ class Outcome:
     refused: Decision | None = None
     error: BaseException | None = None
 
+    def result(self) -> dict[str, Any]:
+        """Return the results, or raise what ended the run; the error then carries this outcome as `.result`."""
+        if self.error is None:
+            return self.results
+        self.error.result = self  # type: ignore[attr-defined]  # any exception takes one
+        raise self.error
+
 
 @attrs.frozen
 class Task:
@@ -100,7 +107,7 @@ class Task:
 
 
 class WorkflowRun:
-    """One run, in this process. `tbc.runs.start` and `tbc.runs.resume` make it.
+    """One run, in this process. `tbc.runs.history.start` and `resume` make it.
 
     Parameters
     ----------

@@ -154,6 +154,9 @@ class TestBudget:
         kinds = [event.kind for event in kit.events if not isinstance(event, ev.Moved)]
         assert kinds[-3:] == ["budget_exhausted", "workflow_failed", "checkpoint_saved"]
         assert find_run(kit.store, "r").state == "exhausted"
+        with pytest.raises(tbc.BudgetExceededError) as refused:
+            outcome.result()
+        assert refused.value.result is outcome
 
     def test_audit_finishes_and_the_first_it_lists_is_the_first_that_enforcement_refuses(self, kit):
         steps = (
@@ -249,6 +252,13 @@ class TestFallback:
         assert run_steps.CALLS == [("one", "cheap")]
         assert kit.told(ev.FallbackTaken) == [ev.FallbackTaken("one", "dear", "cheap", "dear does not fit")]
         assert kit.bill().total.usd == 1_010_000
+
+    def test_the_decision_says_so(self, kit):
+        outcome = kit.run(
+            "{budget_usd: 0.005, budget_mode: enforce}",
+            step("one", "look_at_decision", fallback_model="cheap", **DEAR),
+        )
+        assert outcome.results["one"].startswith("Fallback model cheap was taken instead of dear")
 
     def test_from_a_part_of_the_budget_on(self, kit):
         kit.run(
