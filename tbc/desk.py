@@ -99,7 +99,7 @@ class SpendingDesk(Pool):
         if at_least is not None:
             at_least = check_amount("at_least", at_least)
         ledger = self.ledger
-        if usd is not None or calls != 1 or model is not None or ledger.sides:
+        if ledger.sides or model is not None or usd is not None or calls != 1:
             return self._hold_on_axes(
                 agent_name, tokens, usd, calls, model, expires_s, key, operation, at_least
             )
@@ -127,7 +127,8 @@ class SpendingDesk(Pool):
                     self, ledger, asked, now, ends, self._mode, clamp, key, operation, None
                 )
             else:
-                granted = lifecycle.set_aside(self, ledger, books, tokens, now, ends, key, operation, None)
+                granted = Hold(self, books, ledger.seq + 1, tokens, now, ends, key, operation, None)
+                lifecycle.set_aside(ledger, granted)
             if content is not None:
                 self._remember(key, content, granted)
         if type(granted) is Hold and self._subscribers is None:
@@ -257,27 +258,30 @@ class SpendingDesk(Pool):
         usage: Usage | None = None,
     ) -> Settlement:
         """End a hold by the actual usage; see `Hold.settle`."""
-        if usage is not None:
-            tokens = usage.tokens if tokens is None else tokens
-            if usd is None and hold.price is not None:
-                usd = to_usd(hold.price.cost(usage))
-        if tokens is None:
-            tokens, estimated = hold.amount, estimated or usd is None
-        elif type(tokens) is not int or not 0 <= tokens <= MAX_AMOUNT:
+        nano = None
+        plain = type(tokens) is int and tokens >= 0 and usd is None and calls is None and usage is None
+        if not plain:
+            if usage is not None:
+                tokens = usage.tokens if tokens is None else tokens
+                if usd is None and hold.price is not None:
+                    usd = to_usd(hold.price.cost(usage))
+            if tokens is None:
+                tokens, estimated = hold.amount, estimated or usd is None
+            nano = None if usd is None else to_nano("usd", usd)
+        assert tokens is not None, "what is unknown is the whole hold"
+        if not plain or tokens > hold.amount:
             tokens = check_amount("tokens", tokens)
-        nano = None if usd is None else to_nano("usd", usd)
         ledger = self.ledger
         with self._lock:
             now = self._clock()
             if now >= ledger.due or ledger.deferred:
                 ledger.tend(now)
             if (
-                nano is None
-                and not hold.others
+                plain
                 and hold.settlement is None
-                and hold.lenders is None
                 and tokens <= hold.amount
-                and calls is None
+                and hold.lenders is None
+                and not hold.others
             ):
                 settlement = lifecycle.settle_as_held(ledger, hold, tokens, now, estimated)
             else:

@@ -148,14 +148,12 @@ class _Notes:
 class Part:
     """What a hold sets aside on one axis, and who lent it. Amounts are in the unit of the axis."""
 
-    __slots__ = ("amount", "booked", "books", "granted", "lenders", "repaid", "unpriced")
+    __slots__ = ("amount", "books", "granted", "lenders", "unpriced")
 
     def __init__(self, books: Books, amount: int, *, unpriced: bool = False) -> None:
         self.books = books
         self.amount = self.granted = amount
         self.lenders: list[Move] | None = None
-        self.booked = False  # whether its end is in the books, the loans apart
-        self.repaid = 0  # how many of the lenders have got back what they get
         self.unpriced = unpriced  # of dollars: nobody knows the price
 
 
@@ -168,17 +166,28 @@ class Spent(NamedTuple):
     unpriced: int = 0
 
 
-class Ending(NamedTuple):
+class Ending:
     """How a hold is to end, kept until it has: what interrupts it half-way is not the last word.
 
-    An exception out of a signal handler (Ctrl-C) may come between any two entries of the journal. The parts
-    then know how far their ends have come, and the next operation on the pool goes on there.
+    An exception out of a signal handler (Ctrl-C) may come between any two entries of the journal. It is known
+    then how far the end has come, and the next operation on the pool goes on there.
     """
 
-    state: Literal["settled", "voided", "expired"]
-    kind: Kind
-    spent: Sequence[Spent]
-    now: float
+    __slots__ = ("booked", "kind", "now", "repaid", "spent", "state")
+
+    def __init__(
+        self,
+        state: Literal["settled", "voided", "expired"],
+        kind: Kind,
+        spent: Sequence[Spent],
+        now: float,
+    ) -> None:
+        self.state = state
+        self.kind = kind
+        self.spent = spent
+        self.now = now
+        self.booked = 0  # how many of `spent` are in the books
+        self.repaid = 0  # how many of the loans, of one part after the other, are repaid
 
 
 class Hold(Part):
@@ -258,8 +267,6 @@ class Hold(Part):
         self.operation = operation
         self.model = model
         self.lenders = None
-        self.booked = False
-        self.repaid = 0
         self.others: tuple[Part, ...] = ()
         self.settlement: Settlement | None = None
         self.decision: Decision | None = None

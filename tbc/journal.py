@@ -146,33 +146,44 @@ class Journal:
         lines, openings = self.lines, self._opening
         tokens = openings[TOKENS]
         forget = lines.popleft
+        line: Any = None
         for _ in range(len(lines) - self._keep):
             line = lines[0]
-            opening = tokens
-            if type(line) is Settlement:
-                name, allocated, consumed, held, peer = line[1], 0, line[3], -line[4], None
-                unpriced, calls = 0, 1
-            elif type(line) is tuple:
-                _, kind, name, peer, allocated, consumed, held, _, _, _, _, axis, _, unpriced = line
-                opening = openings[axis]
-                calls = 1 if axis == TOKENS and kind in _ENDED_CALLS else 0
-            else:
-                name, allocated, consumed, held, peer = line.books.name, 0, 0, line.granted, None
-                unpriced = calls = 0
-            sums = opening.get(name)
+            kind = type(line)
+            if kind is tuple:
+                self._fold_entry(line)
+                continue
+            name = line[1] if kind is Settlement else line.books.name
+            sums = tokens.get(name)
             if sums is None:
-                sums = opening[name] = [0, 0, 0, 0, 0]
-            giver = None if peer is None else opening.setdefault(peer, [0, 0, 0, 0, 0])
-            self._opened_at = line[0] if type(line) is tuple else line.at
+                sums = tokens[name] = [0, 0, 0, 0, 0]
             # No call from here on but the last: see `Ledger.book`.
-            sums[0] += allocated
-            sums[1] += consumed
-            sums[2] += held
-            sums[3] += unpriced
-            sums[4] += calls
-            if giver is not None:
-                giver[0] -= allocated
+            if kind is Settlement:
+                sums[1] += line[3]
+                sums[2] -= line[4]
+                sums[4] += 1
+            else:
+                sums[2] += line.granted
             forget()
+        if line is not None:
+            self._opened_at = line[0] if type(line) is tuple else line.at
+
+    def _fold_entry(self, line: tuple[Any, ...]) -> None:
+        """Fold the oldest line, which is a tuple."""
+        _, kind, name, peer, allocated, consumed, held, _, _, _, _, axis, _, unpriced = line
+        opening = self._opening[axis]
+        sums = opening.setdefault(name, [0, 0, 0, 0, 0])
+        giver = None if peer is None else opening.setdefault(peer, [0, 0, 0, 0, 0])
+        calls = axis == TOKENS and kind in _ENDED_CALLS
+        forget = self.lines.popleft
+        sums[0] += allocated
+        sums[1] += consumed
+        sums[2] += held
+        sums[3] += unpriced
+        sums[4] += calls
+        if giver is not None:
+            giver[0] -= allocated
+        forget()
 
 
 #: Where a line that is a tuple has its axis.

@@ -433,8 +433,8 @@ class Ledger:
     ) -> None:
         """Change the books and write the entry that says so: the one way in.
 
-        With it a part of a hold `grows` by what is held, or `ends`; or, of a part and a move, the move
-        `lends` to the part, or is what the part `repays`.
+        With it a part of a hold `grows` by what is held; a part of an ending `ends`; of a part and a move,
+        the move `lends` to the part; or, of an ending too, it is what the part `repays`.
         """
         # Every call comes before the first change, and the line last: an exception out of a signal handler
         # can only come in between calls, so that the books and their journal never disagree.
@@ -471,24 +471,24 @@ class Ledger:
         if grows is not None:
             grows.amount += held
         if ends is not None:
-            ends.booked = True
+            ends.booked += 1
         if lends is not None:
             part, loan = lends
             part.lenders += [loan]
             loan.donor.lent += loan.amount
             part.books.borrowed += loan.amount
         if repays is not None:
-            part, loan = repays
-            part.repaid += 1
+            ending, part, loan = repays
+            ending.repaid += 1
             loan.donor.lent -= loan.amount
             part.books.borrowed -= loan.amount
         write(line)
         if len(self.lines) > self.journal.fold_at:
             self.journal.fold()
 
-    def repay(self, part: Any, loan: Any) -> None:
+    def repay(self, ending: Any, part: Any, loan: Any) -> None:
         """End a loan of which nothing comes back."""
-        part.repaid += 1
+        ending.repaid += 1
         loan.donor.lent -= loan.amount
         part.books.borrowed -= loan.amount
 

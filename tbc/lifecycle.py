@@ -170,25 +170,13 @@ def _largest(least: int, most: int, cost: Callable[[int], int], limit: int) -> i
     return least
 
 
-def set_aside(
-    desk: Desk,
-    ledger: Ledger,
-    books: Books,
-    tokens: int,
-    now: float,
-    expires_at: float,
-    key: str | None,
-    operation: str | None,
-    model: str | None,
-    *,
-    first_of_many: bool = False,
-) -> Hold:
+def set_aside(ledger: Ledger, hold: Hold, *, first_of_many: bool = False) -> None:
     """Open a hold that fits, or whose loans follow at once, and write it down: the busiest path.
 
-    As the `first_of_many` steps it is unfinished, and voided if no others follow: nobody has it yet.
+    Its number is that of the next line. As the `first_of_many` steps it is unfinished, and voided if no
+    others follow: nobody has it yet.
     """
-    seq = ledger.seq + 1
-    hold = Hold(desk, books, seq, tokens, now, expires_at, key, operation, model)
+    books, seq, expires_at = hold.books, hold.hold_id, hold.expires_at
     if not books.stale:
         books.touch()
     write = ledger.lines.append
@@ -196,13 +184,12 @@ def set_aside(
         ledger.unsorted_due = expires_at
         ledger.due = min(ledger.due, expires_at)
     ledger.seq = seq  # no call from here on but the last: see `Ledger.book`
-    books.held += tokens
+    books.held += hold.amount
     ledger.open_holds[seq] = hold
     if first_of_many:
         ledger.unfinished = hold, None
         ledger.due = -inf
     write(hold)
-    return hold
 
 
 def grant(
@@ -237,18 +224,8 @@ def grant(
         covers = [_loans_for(part, decision) for part in asked]
     tokens, *others = asked
     due = min(ledger.due, expires_at)
-    hold = set_aside(
-        desk,
-        ledger,
-        tokens.books,
-        tokens.amount,
-        now,
-        expires_at,
-        key,
-        operation,
-        model,
-        first_of_many=bool(others or covers[0][0]),
-    )
+    hold = Hold(desk, tokens.books, ledger.seq + 1, tokens.amount, now, expires_at, key, operation, model)
+    set_aside(ledger, hold, first_of_many=bool(others or covers[0][0]))
     hold.decision = decision
     for part in others:
         part.amount = 0  # until its entry is written
@@ -366,6 +343,7 @@ def settle_as_held(ledger: Ledger, hold: Hold, tokens: int, now: float, estimate
     books, held, hold_id = hold.books, hold.amount, hold.hold_id
     if not books.stale:
         books.touch()
+    journal = ledger.journal
     ended = _new_tuple(
         Settlement,
         (
@@ -386,7 +364,7 @@ def settle_as_held(ledger: Ledger, hold: Hold, tokens: int, now: float, estimate
             (),
         ),
     )
-    lines = ledger.lines
+    lines = journal.lines
     write = lines.append
     del ledger.open_holds[hold_id]  # no call from here on but the last: see `Ledger.book`
     books.held -= held
@@ -394,8 +372,8 @@ def settle_as_held(ledger: Ledger, hold: Hold, tokens: int, now: float, estimate
     ledger.seq += 1
     hold.settlement = ended
     write(ended)
-    if len(lines) > ledger.journal.fold_at:
-        ledger.journal.fold()
+    if len(lines) > journal.fold_at:
+        journal.fold()
     return ended
 
 
@@ -409,9 +387,6 @@ def settle(ledger: Ledger, hold: Hold, spent: Sequence[Spent], now: float) -> Se
     if hold.state == "settled":
         return _repeated(hold, spent, "settled")
     late = hold.settlement is not None
-    if late:
-        for part in (hold, *hold.others):
-            part.booked = False
     return _end(ledger, hold, Ending("settled", Kind.LATE_SETTLE if late else Kind.SETTLE, spent, now))
 
 
@@ -464,28 +439,30 @@ def _end(ledger: Ledger, hold: Hold, ending: Ending) -> Settlement:
     due = ledger.due
     ledger.unfinished = hold, ending
     ledger.due = -inf
-    state, kind, spent, now = ending
-    late = kind is Kind.LATE_SETTLE
-    for part, amount, estimated, unpriced in spent:
-        if not part.booked:
-            ledger.book(
-                now,
-                kind,
-                part.books,
-                consumed=amount,
-                held=0 if late else -part.amount,
-                hold_id=hold.hold_id,
-                key=hold.key,
-                note=hold.operation,
-                estimated=estimated,
-                model=hold.model,
-                unpriced=unpriced,
-                ends=part,
-            )
+    now, late = ending.now, ending.kind is Kind.LATE_SETTLE
+    for part, amount, estimated, unpriced in ending.spent[ending.booked :]:
+        ledger.book(
+            now,
+            ending.kind,
+            part.books,
+            consumed=amount,
+            held=0 if late else -part.amount,
+            hold_id=hold.hold_id,
+            key=hold.key,
+            note=hold.operation,
+            estimated=estimated,
+            model=hold.model,
+            unpriced=unpriced,
+            ends=ending,
+        )
     ends = []
-    for part, amount, estimated, unpriced in spent:
+    loans = 0
+    for part, amount, estimated, unpriced in ending.spent:
         held = 0 if late else part.amount
-        returned = () if late else _return_loans(ledger, part, hold.hold_id, max(0, held - amount), now)
+        returned: tuple[Transfer, ...] = ()
+        if part.lenders and not late:
+            returned = _return_loans(ledger, part, hold.hold_id, max(0, held - amount), ending, loans)
+            loans += len(part.lenders)
         covered, overrun = _cover_excess(ledger, part.books, amount - held, now, hold.hold_id)
         ends.append(
             Booking(part.books.axis, amount, part.amount, estimated, returned, covered, overrun, unpriced)
@@ -494,7 +471,7 @@ def _end(ledger: Ledger, hold: Hold, ending: Ending) -> Settlement:
     settlement = Settlement(
         hold.hold_id,
         hold.books.name,
-        state,
+        ending.state,
         tokens.amount,
         tokens.held,
         tokens.estimated,
@@ -527,19 +504,24 @@ def _repeated(hold: Hold, spent: Sequence[Spent], state: str) -> Settlement:
     return first._replace(repeated=True)
 
 
-def _return_loans(ledger: Ledger, part: Part, hold_id: int, unused: int, now: float) -> tuple[Transfer, ...]:
-    """Give the `unused` rest back to the lenders, last lender first; all loans end."""
+def _return_loans(
+    ledger: Ledger, part: Part, hold_id: int, unused: int, ending: Ending, first: int
+) -> tuple[Transfer, ...]:
+    """Give the `unused` rest back to the lenders, last lender first; all loans end.
+
+    They are those from number `first` on of all that the ending repays.
+    """
     returned = []
-    books = part.books
-    for position, loan in enumerate(reversed(part.lenders or ())):
+    books, now = part.books, ending.now
+    for position, loan in enumerate(reversed(part.lenders or ()), first):
         lender = loan.donor
         back = min(unused, loan.amount)
         unused -= back
         if back:
             returned.append(Transfer(books.name, lender.name, back, Kind.RETURN, books.axis))
-        if position < part.repaid:  # an interrupted end came that far
+        if position < ending.repaid:  # an interrupted end came that far
             continue
-        repays = part, loan
+        repays = ending, part, loan
         if back and lender.capped:
             ledger.book(now, Kind.RETURN, lender, peer=books, allocated=back, hold_id=hold_id, repays=repays)
         elif back:  # the lender has closed and its treasury is without limit: out of the pool

@@ -80,7 +80,7 @@ class Outcome:
     error: BaseException | None = None
 
     def result(self) -> dict[str, Any]:
-        """Return the results, or raise what ended the run; the error then carries this outcome as `.result`."""
+        """Return the results, or raise what ended the run; the error carries this outcome as `.result`."""
         if self.error is None:
             return self.results
         self.error.result = self  # type: ignore[attr-defined]  # any exception takes one

@@ -155,8 +155,8 @@ def only_tokens_must_fit(patch):
 def dollars_are_lent_for_good(patch):
     original = lifecycle._return_loans
 
-    def forgetful(ledger, part, hold_id, unused, now):
-        return original(ledger, part, hold_id, unused if part.books.axis == "tokens" else 0, now)
+    def forgetful(ledger, part, hold_id, unused, *rest):
+        return original(ledger, part, hold_id, unused if part.books.axis == "tokens" else 0, *rest)
 
     patch.setattr(lifecycle, "_return_loans", forgetful)
 

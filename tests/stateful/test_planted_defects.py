@@ -36,9 +36,9 @@ SEARCH = settings(
 
 
 def settle_forgets_to_return_loans(patch):
-    def forgetful(ledger, part, hold_id, unused, now):
+    def forgetful(ledger, part, hold_id, unused, ending, first):
         for loan in part.lenders or ():
-            ledger.repay(part, loan)
+            ledger.repay(ending, part, loan)
         return ()
 
     patch.setattr(lifecycle, "_return_loans", forgetful)
@@ -47,10 +47,10 @@ def settle_forgets_to_return_loans(patch):
 def loans_return_first_lender_first(patch):
     original = lifecycle._return_loans
 
-    def reversed_(ledger, part, hold_id, unused, now):
+    def reversed_(ledger, part, hold_id, unused, ending, first):
         if part.lenders:
             part.lenders.reverse()
-        returned = original(ledger, part, hold_id, unused, now)
+        returned = original(ledger, part, hold_id, unused, ending, first)
         if part.lenders:
             part.lenders.reverse()
         return returned
