@@ -39,6 +39,8 @@ from tbc.errors import (
     NoCurrentHoldError,
     NotSent,
     OverrunError,
+    StepBlockedError,
+    StepResultError,
     StoreBusyError,
     StoreCorruptError,
     StoreError,
@@ -49,6 +51,7 @@ from tbc.errors import (
     TraceError,
     UnknownAgentError,
     UnknownPriceError,
+    UnknownTaskError,
     UnresolvedReferenceError,
     VocabularyError,
     WorkflowFileError,
@@ -63,6 +66,8 @@ from tbc.tree import Account
 if TYPE_CHECKING:
     from tbc import events, tokens
     from tbc.clearing import Clearing, clear
+    from tbc.runs.steps import Run
+    from tbc.runs.tasks import execute, forget_task, print_summary, render_summary
     from tbc.usage import Usage
 
 __version__ = "0.1.0"
@@ -96,8 +101,11 @@ __all__ = [
     "ROOT",
     "Reallocator",
     "Rebalance",
+    "Run",
     "Settlement",
     "Status",
+    "StepBlockedError",
+    "StepResultError",
     "StoreBusyError",
     "StoreCorruptError",
     "StoreError",
@@ -109,6 +117,7 @@ __all__ = [
     "Transfer",
     "UnknownAgentError",
     "UnknownPriceError",
+    "UnknownTaskError",
     "UnresolvedReferenceError",
     "Usage",
     "VocabularyError",
@@ -117,6 +126,10 @@ __all__ = [
     "clear",
     "current_hold",
     "events",
+    "execute",
+    "forget_task",
+    "print_summary",
+    "render_summary",
     "tokens",
     "with_current_hold",
 ]
@@ -124,9 +137,14 @@ __all__ = [
 # Loaded at first use: name -> the module, or the module that holds it.
 _LATER = {
     "Clearing": "tbc.clearing",
+    "Run": "tbc.runs.steps",
     "Usage": "tbc.usage",
     "clear": "tbc.clearing",
     "events": "tbc.events",
+    "execute": "tbc.runs.tasks",
+    "forget_task": "tbc.runs.tasks",
+    "print_summary": "tbc.runs.tasks",
+    "render_summary": "tbc.runs.tasks",
     "tokens": "tbc.tokens",
 }
 
