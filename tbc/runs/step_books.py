@@ -210,7 +210,7 @@ class StepBooks:
             return Begun(step, spent, held, limit, None, would_block)
 
     def _tell_limit(self) -> None:
-        """Let the manager know the limit; one that is below what is spent and held cuts the account to that."""
+        """Let the manager know the limit; below what is spent and held, the account is cut to that."""
         limit, cap = self._limit, self._cap
         if limit is None or limit == cap:
             return

@@ -6,6 +6,7 @@ Nothing here decides anything.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from functools import cache
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from tbc.runs.step_records import RunState, total_cost
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 __all__ = ["fallback_warning", "is_silenced", "render_summary", "show", "step_block"]
 
@@ -34,17 +36,14 @@ def show(text: str) -> None:
         console = _console()
         if console is None:
             print(text)
-            return
-        from rich.text import Text
-
-        lines = Text(text)
-        lines.highlight_words(["ALLOWED"], "green")
-        lines.highlight_words(["BLOCKED", "(limit exceeded)", "[WARN] MODEL_UNSUPPORTED"], "bold red")
-        console.print(lines)
+        else:
+            console.print(_styled(text))
     except UnicodeEncodeError:
-        show(text.encode("ascii", "replace").decode())
+        _console.cache_clear()  # why: a console goes on trying to write what it could not
+        with contextlib.suppress(OSError, ValueError):
+            print(text.encode("ascii", "replace").decode())
     except (OSError, ValueError):  # a broken or closed stream
-        return
+        _console.cache_clear()
 
 
 @cache
@@ -55,13 +54,21 @@ def _console() -> Console | None:
     except ImportError:
         return None
 
-    class _Output(Console):
+    class Output(Console):
         def on_broken_pipe(self) -> None:
             """Raise, where rich would end the process."""
-            self._buffer.clear()
             raise BrokenPipeError
 
-    return _Output(markup=False, highlight=False, emoji=False, soft_wrap=True)
+    return Output(markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def _styled(text: str) -> Text:
+    from rich.text import Text
+
+    lines = Text(text)
+    lines.highlight_words(["ALLOWED"], "green")
+    lines.highlight_words(["BLOCKED", "(limit exceeded)", "[WARN] MODEL_UNSUPPORTED"], "bold red")
+    return lines
 
 
 # -- one step ------------------------------------------------------------------------------------------
