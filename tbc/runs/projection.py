@@ -52,8 +52,10 @@ class Projection:
 
     def learn(self, counted: int, sent: int, written: int, cap: int | None) -> None:
         """Remember what a step that was counted so sent and wrote, under which cap."""
-        excess = max(0, sent - counted)
-        self._excess.add(excess)
         self._outputs.add(written, cut_off=cap is not None and written >= cap > 0)
-        self._most_excess = max(self._most_excess, excess)
-        self._most_output = max(self._most_output, written)
+        if written > self._most_output:
+            self._most_output = written
+        excess = sent - counted if sent > counted else 0
+        if excess or self._most_excess:
+            self._excess.add(excess)
+            self._most_excess = max(self._most_excess, excess)

@@ -131,6 +131,7 @@ class StepBooks:
         self,
         task_id: str,
         *,
+        limit: int | None,
         mode: Mode,
         prices: PriceTable | None,
         clock: Clock | None,
@@ -140,13 +141,14 @@ class StepBooks:
         self.manager = BudgetManager(
             mode=mode, prices=prices, unknown_price="track", clock=clock, counter=counter
         )
-        self.manager.register_agent(task_id, max_tokens=None)
+        max_usd = None if limit is None else to_usd(limit)
+        self.manager.register_agent(task_id, max_tokens=None, max_usd=max_usd)
         ledger = self.manager.ledger
         with ledger.lock:
             self._books = ledger.on(USD, ledger.find(task_id))
         self._lock = RLock()  # why reentrant: garbage collection may end a step inside of another
-        self._limit: int | None = None
-        self._cap: int | None = None  # what the manager was told of the limit
+        self._limit = limit
+        self._cap = limit  # what the manager was told of it
         self._projection = Projection(self.manager, task_id)
         self._begun = 0
         self._steps: list[StepRecord] = []

@@ -10,12 +10,15 @@ import json
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from threading import Lock
+from typing import Any, Final
 
 from tbc.axes import USD, format_number
 from tbc.clock import EPOCH, Clock, system_clock
 
 __all__ = ["StepLog", "dollars"]
+
+_APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
 
 
 class StepLog:
@@ -24,19 +27,21 @@ class StepLog:
     Parameters
     ----------
     path : str or path-like
-        The file; it is made when it is first written to. It is opened for each line, so that it may be moved
-        away at any time, and several processes may write to one.
+        The file; it is opened with the first line and then kept open, and only ever appended to, so that
+        several processes may write to one.
     clock : Clock
         Seconds: Unix time, or tbc's own clock.
     """
 
-    __slots__ = ("_clock", "_encode", "_epoch", "_path", "_told")
+    __slots__ = ("_clock", "_encode", "_epoch", "_file", "_lock", "_path", "_told")
 
     def __init__(self, path: str | os.PathLike[str], clock: Clock) -> None:
+        self._file: int | None = None
         self._path = os.fspath(path)
         self._clock = clock
         self._epoch = EPOCH if clock is system_clock else 0.0
         self._told = False
+        self._lock = Lock()
         self._encode: Callable[[Any], str] = json.JSONEncoder(default=str).encode
 
     def write(self, record: dict[str, Any]) -> None:
@@ -44,14 +49,25 @@ class StepLog:
         try:
             at = datetime.fromtimestamp(self._epoch + self._clock(), UTC)
             line = self._encode({"time": at.isoformat(timespec="microseconds"), **record})
-            with open(self._path, "ab", buffering=0) as file:  # one write: lines of others do not mix in
-                file.write(f"{line}\n".encode())
+            file = self._open() if self._file is None else self._file
+            os.write(file, f"{line}\n".encode())  # one write: lines of others do not mix in
         except Exception as error:
             if not self._told:
                 self._told = True
                 import logging
 
                 logging.getLogger("tbc").warning("steps are not logged: %s: %s", self._path, error)
+
+    def _open(self) -> int:
+        with self._lock:
+            if self._file is None:
+                self._file = os.open(self._path, _APPEND, 0o666)
+            return self._file
+
+    def __del__(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            os.close(self._file)
 
 
 def dollars(nano: int | None) -> str | None:

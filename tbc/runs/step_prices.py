@@ -49,7 +49,7 @@ def read_policy(unknown_price: UnknownPrice, prices: Prices) -> Policy:
     """Return a checked `unknown_price`."""
     policy = check_unknown_price(unknown_price, prices)
     if not isinstance(policy, Price):
-        return Policy(policy)
+        return REFUSE if policy == "refuse" else TRACK
     is_model = policy.source.startswith("assumed: as")
     name = str(unknown_price) if is_model else f"${str(unknown_price).removeprefix('$')} per million tokens"
     return Policy(policy, name, is_model)
@@ -63,6 +63,9 @@ def price_of(model: str | None, prices: Prices, policy: Policy, on: date | None)
     UnknownPriceError
         If it is not known, and that is to be refused.
     """
+    found = prices.find(model, on=on)
+    if found is not None:
+        return found
     try:
         return resolve(model, prices, policy.policy, on=on)
     except UnknownPriceError as error:

@@ -36,12 +36,12 @@ def read_step_usage(result: object) -> StepUsage:
     StepResultError
         It states none, or one that cannot be. `.reason` tells which, `.result` is what it returned.
     """
-    if not isinstance(result, Mapping):
+    if type(result) is not dict and not isinstance(result, Mapping):  # the first spares what the second costs
         raise StepResultError("not_a_dict", f"it returned {_kind(result)}", result)
     if "usage" not in result:
         raise StepResultError("no_usage", f"it returned {_names(result)}", result)
     stated = result["usage"]
-    if not isinstance(stated, Mapping):
+    if type(stated) is not dict and not isinstance(stated, Mapping):
         usage = None if isinstance(stated, _PLAIN) else read_usage({"usage": stated})
         if usage is None:
             raise StepResultError("usage_not_a_dict", f"it is {_kind(stated)}", result)
