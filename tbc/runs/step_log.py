@@ -11,12 +11,16 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from threading import Lock
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from tbc.axes import USD, format_number
+from tbc.axes import USD, format_amount, format_number
 from tbc.clock import EPOCH, Clock, system_clock
 
-__all__ = ["StepLog", "dollars"]
+if TYPE_CHECKING:
+    from tbc.runs.step_books import Begun
+    from tbc.runs.step_records import StepRecord
+
+__all__ = ["StepLog", "line_after", "line_before"]
 
 _APPEND: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
 
@@ -70,6 +74,48 @@ class StepLog:
             os.close(self._file)
 
 
-def dollars(nano: int | None) -> str | None:
+def line_before(task_id: str, begun: Begun) -> dict[str, Any]:
+    """Return what is logged when a step was allowed or refused."""
+    step, blocked = begun.step, begun.blocked
+    reason = None if blocked is None else str(blocked)
+    return {
+        "task_id": task_id,
+        "phase": "pre",
+        "step_number": step.number,
+        "model": step.model,
+        "input_tokens": step.sent,
+        "output_tokens": step.written,
+        "current_cost": _dollars(begun.spent),
+        "estimated_cost": _dollars(step.cost),
+        "limit": _dollars(begun.limit),
+        "decision": "ALLOW" if blocked is None else "BLOCK",
+        "reason": "audit: enforcement would block this step" if begun.would_block else reason,
+    }
+
+
+def line_after(
+    task_id: str, record: StepRecord, spent: int, limit: int | None, reason: str | None
+) -> dict[str, Any]:
+    """Return what is logged when a step has ended; `reason` says what went wrong, if anything did."""
+    if reason is None and limit is not None and spent > limit:
+        reason = f"limit exceeded by {format_amount(USD, spent - limit)}"
+    return {
+        "task_id": task_id,
+        "phase": "post",
+        "step_number": record.number,
+        "model": record.model,
+        "input_tokens": record.input_tokens,
+        "output_tokens": record.output_tokens,
+        "current_cost": _dollars(spent),
+        "actual_cost": _dollars(record.cost),
+        "estimated": record.estimated,
+        "outcome": record.outcome,
+        "limit": _dollars(limit),
+        "decision": "ALLOW",
+        "reason": reason,
+    }
+
+
+def _dollars(nano: int | None) -> str | None:
     """Return nano-dollars as dollars, exactly: ``"0.0410"``; ``None`` is not known."""
     return None if nano is None else format_number(USD, nano).replace("$", "")

@@ -26,7 +26,6 @@ from decimal import Decimal
 from types import FunctionType
 from typing import Any, Final, NamedTuple
 
-from tbc.axes import USD, format_amount
 from tbc.clock import EPOCH, Clock, system_clock
 from tbc.contract import check_amount
 from tbc.decision import Mode
@@ -36,7 +35,7 @@ from tbc.money import to_nano, to_usd
 from tbc.pool import Money
 from tbc.pricing import Price, PriceTable, UnknownPrice
 from tbc.runs.step_books import Begun, Step, StepBooks
-from tbc.runs.step_log import StepLog, dollars
+from tbc.runs.step_log import StepLog, line_after, line_before
 from tbc.runs.step_prices import REFUSE, TRACK, Policy, price_of, read_cost_model, read_policy
 from tbc.runs.step_records import StepRecord
 from tbc.runs.summary import fallback_warning, is_silenced, render_summary, show, step_block
@@ -324,7 +323,7 @@ class Run(StepBooks):
                 show(fallback_warning(terms.model, fallback))
             self._show(begun)
         if self._log is not None:
-            self._log.write(self._before(begun))
+            self._log.write(line_before(self.task_id, begun))
         if begun.blocked is not None:
             raise begun.blocked
         return begun.step
@@ -362,45 +361,9 @@ class Run(StepBooks):
         projected = spent + held + (step.cost or 0) if blocked is not None or would_block else None
         show(step_block(step.number, spent, limit, projected=projected, binding=blocked is not None))
 
-    def _before(self, begun: Begun) -> dict[str, Any]:
-        step, blocked = begun.step, begun.blocked
-        reason = None if blocked is None else str(blocked)
-        return {
-            "task_id": self.task_id,
-            "phase": "pre",
-            "step_number": step.number,
-            "model": step.model,
-            "input_tokens": step.sent,
-            "output_tokens": step.written,
-            "current_cost": dollars(begun.spent),
-            "estimated_cost": dollars(step.cost),
-            "limit": dollars(begun.limit),
-            "decision": "ALLOW" if blocked is None else "BLOCK",
-            "reason": "audit: enforcement would block this step" if begun.would_block else reason,
-        }
-
     def _tell_end(self, record: StepRecord, spent: int, limit: int | None, reason: str | None) -> None:
-        if self._log is None:
-            return
-        if reason is None and limit is not None and spent > limit:
-            reason = f"limit exceeded by {format_amount(USD, spent - limit)}"
-        self._log.write(
-            {
-                "task_id": self.task_id,
-                "phase": "post",
-                "step_number": record.number,
-                "model": record.model,
-                "input_tokens": record.input_tokens,
-                "output_tokens": record.output_tokens,
-                "current_cost": dollars(spent),
-                "actual_cost": dollars(record.cost),
-                "estimated": record.estimated,
-                "outcome": record.outcome,
-                "limit": dollars(limit),
-                "decision": "ALLOW",
-                "reason": reason,
-            }
-        )
+        if self._log is not None:
+            self._log.write(line_after(self.task_id, record, spent, limit, reason))
 
 
 def _day(number: int) -> date:
