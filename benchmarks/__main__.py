@@ -16,13 +16,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NAMES = ("clearing", "shortfall", "pairs", "govern", "imports")
+NAMES = ("clearing", "shortfall", "pairs", "govern", "steps", "imports")
 
 
 def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
-    packages = ("attrs", "numpy", "tiktoken", "token-budget-contracts", "token-budget-py")
+    packages = ("attrs", "numpy", "tiktoken", "token-budget-contracts", "token-budget-py", "veloryn")
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),

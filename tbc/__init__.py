@@ -39,8 +39,10 @@ from tbc.errors import (
     NoCurrentHoldError,
     NotSent,
     OverrunError,
+    ResultNotKeptError,
     RunBusyError,
     RunError,
+    StepBlockedError,
     StepResultError,
     StoreBusyError,
     StoreCorruptError,
@@ -53,6 +55,7 @@ from tbc.errors import (
     UnknownAgentError,
     UnknownPriceError,
     UnknownRunError,
+    UnknownTaskError,
     UnresolvedReferenceError,
     VocabularyError,
     WorkflowChangedError,
@@ -68,6 +71,8 @@ from tbc.tree import Account
 if TYPE_CHECKING:
     from tbc import events, tokens
     from tbc.clearing import Clearing, clear
+    from tbc.runs.steps import Run
+    from tbc.runs.tasks import execute, forget_task, print_summary, render_summary
     from tbc.usage import Usage
 
 __version__ = "0.1.0"
@@ -101,10 +106,13 @@ __all__ = [
     "ROOT",
     "Reallocator",
     "Rebalance",
+    "ResultNotKeptError",
+    "Run",
     "RunBusyError",
     "RunError",
     "Settlement",
     "Status",
+    "StepBlockedError",
     "StepResultError",
     "StoreBusyError",
     "StoreCorruptError",
@@ -118,6 +126,7 @@ __all__ = [
     "UnknownAgentError",
     "UnknownPriceError",
     "UnknownRunError",
+    "UnknownTaskError",
     "UnresolvedReferenceError",
     "Usage",
     "VocabularyError",
@@ -127,6 +136,10 @@ __all__ = [
     "clear",
     "current_hold",
     "events",
+    "execute",
+    "forget_task",
+    "print_summary",
+    "render_summary",
     "tokens",
     "with_current_hold",
 ]
@@ -134,9 +147,14 @@ __all__ = [
 # Loaded at first use: name -> the module, or the module that holds it.
 _LATER = {
     "Clearing": "tbc.clearing",
+    "Run": "tbc.runs.steps",
     "Usage": "tbc.usage",
     "clear": "tbc.clearing",
     "events": "tbc.events",
+    "execute": "tbc.runs.tasks",
+    "forget_task": "tbc.runs.tasks",
+    "print_summary": "tbc.runs.tasks",
+    "render_summary": "tbc.runs.tasks",
     "tokens": "tbc.tokens",
 }
 

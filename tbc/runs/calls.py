@@ -22,7 +22,7 @@ from typing import Any
 
 from attrs import frozen
 
-from tbc.errors import StepResultError, WorkflowFileError
+from tbc.errors import ResultNotKeptError, WorkflowFileError
 from tbc.runs.workflow import Workflow
 
 __all__ = ["StepFunction", "confidence_of", "find_functions", "result_of", "wait_for"]
@@ -106,7 +106,7 @@ def result_of(step: str, reply: object) -> object:
 
     Raises
     ------
-    StepResultError
+    ResultNotKeptError
         If JSON cannot hold it: it could not be kept. The error carries it.
     """
     from tbc.usage import read_usage, reply_text
@@ -120,5 +120,5 @@ def result_of(step: str, reply: object) -> object:
     try:
         json.dumps(result, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise StepResultError(step, f"what it returned cannot be kept as JSON ({error})", reply) from error
+        raise ResultNotKeptError(step, f"what it returned cannot be kept as JSON ({error})", reply) from error
     return result

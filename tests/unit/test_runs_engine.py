@@ -289,7 +289,7 @@ class TestFailures:
 
     def test_a_result_that_cannot_be_kept_is_said_and_carried_by_the_error(self, kit):
         outcome = kit.run("{}", step("one", "keep_nothing"))
-        assert isinstance(outcome.error, tbc.StepResultError)
+        assert isinstance(outcome.error, tbc.ResultNotKeptError)
         assert isinstance(outcome.error.result["output"], object)
         assert kit.told(ev.StepFailed)[0].spent["tokens"] == 3
 
