@@ -39,11 +39,6 @@ from tbc.errors import (
     NoCurrentHoldError,
     NotSent,
     OverrunError,
-    ResultNotKeptError,
-    RunBusyError,
-    RunError,
-    StepBlockedError,
-    StepResultError,
     StoreBusyError,
     StoreCorruptError,
     StoreError,
@@ -54,12 +49,7 @@ from tbc.errors import (
     TraceError,
     UnknownAgentError,
     UnknownPriceError,
-    UnknownRunError,
-    UnknownTaskError,
-    UnresolvedReferenceError,
     VocabularyError,
-    WorkflowChangedError,
-    WorkflowFileError,
 )
 from tbc.holds import Hold, current_hold, with_current_hold
 from tbc.journal import Entry
@@ -71,6 +61,18 @@ from tbc.tree import Account
 if TYPE_CHECKING:
     from tbc import events, tokens
     from tbc.clearing import Clearing, clear
+    from tbc.run_errors import (
+        ResultNotKeptError,
+        RunBusyError,
+        RunError,
+        StepBlockedError,
+        StepResultError,
+        UnknownRunError,
+        UnknownTaskError,
+        UnresolvedReferenceError,
+        WorkflowChangedError,
+        WorkflowFileError,
+    )
     from tbc.runs.steps import Run
     from tbc.runs.tasks import execute, forget_task, print_summary, render_summary
     from tbc.usage import Usage
@@ -146,6 +148,16 @@ __all__ = [
 
 # Loaded at first use: name -> the module, or the module that holds it.
 _LATER = {
+    "UnknownTaskError": "tbc.run_errors",
+    "StepResultError": "tbc.run_errors",
+    "StepBlockedError": "tbc.run_errors",
+    "WorkflowChangedError": "tbc.run_errors",
+    "RunBusyError": "tbc.run_errors",
+    "UnknownRunError": "tbc.run_errors",
+    "RunError": "tbc.run_errors",
+    "ResultNotKeptError": "tbc.run_errors",
+    "UnresolvedReferenceError": "tbc.run_errors",
+    "WorkflowFileError": "tbc.run_errors",
     "Clearing": "tbc.clearing",
     "Run": "tbc.runs.steps",
     "Usage": "tbc.usage",

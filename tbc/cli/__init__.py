@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from tbc import __version__
-from tbc.errors import TBCError, WorkflowFileError
+from tbc.errors import TBCError
+from tbc.run_errors import WorkflowFileError
 
 __all__ = ["app", "run"]
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from attrs import frozen
 
-from tbc.errors import ResultNotKeptError, WorkflowFileError
+from tbc.run_errors import ResultNotKeptError, WorkflowFileError
 from tbc.runs.workflow import Workflow
 
 __all__ = ["StepFunction", "confidence_of", "find_functions", "result_of", "wait_for"]

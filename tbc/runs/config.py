@@ -30,7 +30,8 @@ from typing import Any, Final, TypeVar
 import attrs
 
 from tbc.contract import check_name
-from tbc.errors import InvalidAmountError, InvalidPriceError, TBCError, WorkflowFileError
+from tbc.errors import InvalidAmountError, InvalidPriceError, TBCError
+from tbc.run_errors import WorkflowFileError
 from tbc.runs.files import SIZE_MAX, Problem, join, read_values
 from tbc.runs.references import Reference, find_references
 from tbc.runs.workflow import (

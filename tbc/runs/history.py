@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from tbc.axes import USD
 from tbc.clock import Clock
 from tbc.contract import ROOT
-from tbc.errors import RunBusyError, RunError, UnknownRunError, WorkflowChangedError
 from tbc.keeper import Keeper
 from tbc.manager import BudgetManager
+from tbc.run_errors import RunBusyError, RunError, UnknownRunError, WorkflowChangedError
 from tbc.runs import events as ev
 from tbc.runs.config import load_workflow, parse_workflow
 from tbc.runs.engine import WorkflowRun

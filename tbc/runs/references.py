@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from attrs import frozen
 
-from tbc.errors import UnresolvedReferenceError
+from tbc.run_errors import UnresolvedReferenceError
 
 __all__ = ["Reference", "fill", "find_references", "render", "whole_reference"]
 

@@ -13,11 +13,12 @@ from typing import Any, Final, NamedTuple
 from tbc.axes import USD
 from tbc.clock import Clock
 from tbc.decision import Mode
-from tbc.errors import BudgetExceededError, StepBlockedError
+from tbc.errors import BudgetExceededError
 from tbc.holds import Hold
 from tbc.manager import BudgetManager
 from tbc.money import to_usd
 from tbc.pricing import Price, PriceTable
+from tbc.run_errors import StepBlockedError
 from tbc.runs.projection import Projection
 from tbc.runs.step_records import Outcome, Refusal, RunState, StepRecord
 from tbc.runs.step_result import StepUsage, read_step_usage

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from tbc.axes import MAX_AMOUNT
 from tbc.contract import check_amount
-from tbc.errors import InvalidAmountError, StepResultError
+from tbc.errors import InvalidAmountError
+from tbc.run_errors import StepResultError
 from tbc.usage import Usage, read_usage
 
 __all__ = ["StepUsage", "read_step_usage"]

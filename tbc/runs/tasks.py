@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from tbc.decision import Mode
-from tbc.errors import UnknownTaskError
 from tbc.pool import Money
 from tbc.pricing import UnknownPrice
+from tbc.run_errors import UnknownTaskError
 from tbc.runs.steps import Run
 from tbc.runs.summary import show
 

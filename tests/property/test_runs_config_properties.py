@@ -10,7 +10,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tbc.errors import WorkflowFileError
+from tbc.run_errors import WorkflowFileError
 from tbc.runs.config import parse_workflow
 from tbc.runs.plan import layers
 from tbc.runs.references import find_references, render

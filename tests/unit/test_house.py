@@ -21,7 +21,7 @@ PACKAGE = Path(tbc.__file__).parent
 FLOORS = [
     "axes",
     "errors",
-    "clock | money",
+    "clock | money | run_errors",
     "contract",
     "decision",
     "clearing | journal | keys | vocabulary | replies",
