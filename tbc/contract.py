@@ -224,9 +224,11 @@ class BudgetContract:
         object.__setattr__(self, "last_confidence", confidence)
 
 
-def _check_others(max_usd: object, min_reserve_usd: object, max_calls: object) -> _OtherCaps:
+def _check_others(max_usd: object, min_reserve_usd: object, max_calls: object) -> _OtherCaps | None:
     usd = None if max_usd is None else to_nano("max_usd", max_usd, up=False)
     reserve = 0 if min_reserve_usd is None else to_nano("min_reserve_usd", min_reserve_usd)
+    if max_usd is None and max_calls is None and not reserve:
+        return None
     if reserve > (usd or 0):
         raise InvalidAmountError("min_reserve_usd", min_reserve_usd, f"between 0 and max_usd ({max_usd})")
     return _OtherCaps(usd, reserve, None if max_calls is None else check_amount("max_calls", max_calls))

@@ -129,6 +129,8 @@ class Decision:
         The gate's numbers.
     axis : {"tokens", "usd", "calls"}
         Where the numbers are from.
+    top : str
+        The account at the top of the budget: what is added there can be drawn by all below.
     others : tuple of Decision
         The same for every other axis that was asked.
     note : str
@@ -149,6 +151,7 @@ class Decision:
     confidence: float | None = None
     confidence_threshold: float | None = None
     axis: Axis = TOKENS
+    top: str = ""
     others: tuple[Decision, ...] = ()
     note: str = ""
 
@@ -192,7 +195,7 @@ class Decision:
                 # What is owed must be paid first: `available` is never below 0, this may be.
                 within_reach = (self.remaining or 0) + self.treasury + self.siblings + self.ancestors
                 missing = words(self.requested - within_reach)
-                return f"Exhausted: ask for at most {words(available)}, or top up by {missing}."
+                return f"Exhausted: ask for at most {words(available)}, or top up {self.top!r} by {missing}."
             case _:
                 return ""
 
@@ -208,7 +211,8 @@ class Decision:
             f"remaining {'uncapped' if self.remaining is None else words(self.remaining)}, treasury "
             f"{words(self.treasury)}, siblings {words(self.siblings)}, ancestors {words(self.ancestors)}."
         )
-        return " ".join(filter(None, (text, self.remedy, self.note)))
+        others = (other.remedy for other in self.others if other.status.refuses)
+        return " ".join(filter(None, (text, self.remedy, *others, self.note)))
 
 
 class Booking(NamedTuple):

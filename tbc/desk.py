@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
 
 from tbc import lifecycle
 from tbc.axes import CALLS, MAX_AMOUNT, USD
 from tbc.clock import EPOCH, system_clock
 from tbc.contract import check_amount, check_fraction, check_seconds
 from tbc.decision import Decision, Settlement
-from tbc.errors import OverrunError
+from tbc.errors import InvalidAmountError, OverrunError
 from tbc.holds import Hold, Part, PendingHold, Spent
 from tbc.ledger import Books
 from tbc.lifecycle import Clamp
-from tbc.money import to_nano, to_usd
+from tbc.money import to_nano
 from tbc.pool import Money, Pool, amounts_of, has_reached
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from tbc.usage import Usage
 
 __all__ = ["SpendingDesk"]
+
+
+#: The one call that a hold is for if nobody says otherwise; compared by identity, so that ``True`` is not it.
+_ONE: Final = 1
 
 
 class SpendingDesk(Pool):
@@ -99,11 +105,13 @@ class SpendingDesk(Pool):
         if at_least is not None:
             at_least = check_amount("at_least", at_least)
         ledger = self.ledger
-        if ledger.sides or model is not None or usd is not None or calls != 1:
+        if ledger.sides or model is not None or usd is not None or calls is not _ONE:
             return self._hold_on_axes(
                 agent_name, tokens, usd, calls, model, expires_s, key, operation, at_least
             )
-        content = None if key is None else ("hold", agent_name, tokens, expires_s, operation, at_least)
+        content = None
+        if key is not None:
+            content = ("hold", agent_name, tokens, expires_s, operation, at_least, None, 1, None)
         with self._lock:
             now = self._clock()
             if now >= ledger.due or ledger.deferred:
@@ -161,8 +169,8 @@ class SpendingDesk(Pool):
         calls = check_amount("calls", calls)
         nano = None if usd is None else to_nano("usd", usd)
         content = ("hold", agent_name, tokens, expires_s, operation, at_least, nano, calls, model)
-        price = None if nano is not None else self._price_if_known(model)
-        cost = None if price is None else _dearest(price)
+        price = self._price_if_known(model)
+        cost = None if price is None or nano is not None else price.dearest
         with self._lock:
             known: Hold | Decision | None = self.ledger.answers.recall(key, content)
             if known is not None:
@@ -170,9 +178,10 @@ class SpendingDesk(Pool):
             books = self._open_books(agent_name)
             if price is None and nano is None and self.ledger.capped_on(USD, books):
                 price = self._price_or_refuse(model)
-                cost = None if price is None else _dearest(price)
+                cost = None if price is None else price.dearest
             clamp = None if at_least is None else Clamp(at_least, cost)
             granted = self._grant(books, tokens, nano, calls, cost, clamp, expires_s, key, operation, model)
+            self._note_unknown_price(granted, price, nano)
             self._remember(key, content, granted)
         if price is not None and isinstance(granted, Hold):
             granted.expect_price(price)
@@ -204,6 +213,18 @@ class SpendingDesk(Pool):
         return lifecycle.grant(
             self, ledger, asked, now, now + expires_s, self._mode, clamp, key, operation, model
         )
+
+    def _note_unknown_price(self, granted: Hold | Decision, price: Price | None, nano: int | None) -> None:
+        """Audit mode: say on the decision that enforcement would refuse a call without a known price."""
+        if price is not None or nano is not None or self._mode != "audit" or self._unknown_price != "refuse":
+            return
+        if isinstance(granted, Hold) and self.ledger.capped_on(USD, granted.books):
+            parts = [Part(part.books, 0) for part in (granted, *granted.others)]
+            decision = granted.decision or lifecycle.decide(parts, self._mode)
+            who = "a call that names no model" if granted.model is None else f"model {granted.model!r}"
+            note = f"Enforcement would refuse it: {who} has no known price."
+            granted.decision = attrs.evolve(decision, note=note)
+            self._notice("Refused", granted.decision)
 
     def hold_call(
         self,
@@ -238,6 +259,7 @@ class SpendingDesk(Pool):
                 operation,
                 model,
             )
+            self._note_unknown_price(granted, price, None)
         if isinstance(granted, Hold):
             granted.expect_input(input_tokens)
             if price is not None:
@@ -261,14 +283,14 @@ class SpendingDesk(Pool):
         nano = None
         plain = type(tokens) is int and tokens >= 0 and usd is None and calls is None and usage is None
         if not plain:
-            if usage is not None:
-                tokens = usage.tokens if tokens is None else tokens
-                if usd is None and hold.price is not None:
-                    usd = to_usd(hold.price.cost(usage))
-            if tokens is None:
-                tokens, estimated = hold.amount, estimated or usd is None
             nano = None if usd is None else to_nano("usd", usd)
-        assert tokens is not None, "what is unknown is the whole hold"
+            if usage is not None and _states_something(usage):
+                tokens = usage.tokens if tokens is None else tokens
+                if nano is None and hold.price is not None:
+                    nano = hold.price.cost(usage)
+            calls = None if calls is None else check_amount("calls", calls)
+        guessed = estimated or tokens is None
+        tokens = hold.amount if tokens is None else tokens
         if not plain or tokens > hold.amount:
             tokens = check_amount("tokens", tokens)
         ledger = self.ledger
@@ -281,32 +303,46 @@ class SpendingDesk(Pool):
                 and hold.settlement is None
                 and tokens <= hold.amount
                 and hold.lenders is None
-                and not hold.others
+                and not ledger.sides
             ):
                 settlement = lifecycle.settle_as_held(ledger, hold, tokens, now, estimated)
             else:
-                spent = self._spent(hold, tokens, nano, calls, estimated)
+                spent = self._spent(hold, tokens, nano, calls, estimated, guessed)
                 settlement = lifecycle.settle(ledger, hold, spent, now)
         if self._subscribers is not None:
             self._tell()
         return settlement
 
     def _spent(
-        self, hold: Hold, tokens: int, nano: int | None, calls: int | None, estimated: bool
+        self,
+        hold: Hold,
+        tokens: int,
+        nano: int | None,
+        calls: int | None,
+        estimated: bool,
+        guessed: bool | None = None,
     ) -> list[Spent]:
-        """Return what a settle books on every axis; under the lock."""
-        spent = [Spent(hold, tokens, estimated)]
+        """Return what a settle books on every axis that is kept by now; under the lock.
+
+        `guessed` is whether the tokens are an estimate; by default, if the rest is.
+        """
+        spent = [Spent(hold, tokens, estimated if guessed is None else guessed)]
         dollars, counted = hold.part(USD), hold.part(CALLS)
+        sides, books = self.ledger.sides, hold.books
+        if dollars is None and USD in sides:
+            dollars = Part(self.ledger.on(USD, books), 0, unpriced=hold.price is None)
+        if counted is None and CALLS in sides:
+            counted = Part(self.ledger.on(CALLS, books), 0)
+            calls = 1 if calls is None else calls
         if nano is not None:
-            spent.append(Spent(dollars or Part(self.ledger.on(USD, hold.books), 0), nano, estimated))
+            spent.append(Spent(dollars or Part(self.ledger.on(USD, books), 0), nano, estimated))
         elif dollars is not None and dollars.unpriced:
             spent.append(Spent(dollars, 0, estimated, 1))
         elif dollars is not None:
             cost = hold.cost_of(tokens)
             spent.append(Spent(dollars, dollars.amount if cost is None else cost, True))
         if calls is not None:
-            calls = check_amount("calls", calls)
-            spent.append(Spent(counted or Part(self.ledger.on(CALLS, hold.books), 0), calls, False))
+            spent.append(Spent(counted or Part(self.ledger.on(CALLS, books), 0), calls, False))
         elif counted is not None:
             spent.append(Spent(counted, counted.amount, False))
         return spent
@@ -335,6 +371,9 @@ class SpendingDesk(Pool):
             refused = self.ledger.answers.recall(key, content)
             if refused is None:
                 expires_at = None if seconds is None else now + seconds
+                ceiling = hold.ceiling_of(hold.amount + tokens) if tokens and usd is None else None
+                if ceiling is not None and ceiling > hold.usd:  # at the price of its model
+                    amounts[USD] = ceiling - hold.usd
                 asked = [Part(self.ledger.on(axis, hold.books), n) for axis, n in amounts.items()]
                 refused = lifecycle.extend(self.ledger, hold, asked, now, expires_at, self._mode)
                 self._remember(key, content, refused or "done")
@@ -403,7 +442,7 @@ class SpendingDesk(Pool):
             if nano is None and price is None and ledger.capped_on(USD, books):
                 price = self._price_or_refuse(model)
             if price is not None:
-                nano = _dearest(price)(tokens)
+                nano = price.dearest(tokens)
             asked = [Part(books, tokens)]
             if nano is not None and ledger.capped_on(USD, books):
                 asked.append(Part(ledger.on(USD, books), nano))
@@ -439,6 +478,13 @@ class SpendingDesk(Pool):
         from tbc.pricing import resolve
 
         return resolve(model, self.prices, self._unknown_price, on=self._today())
+
+    def _assumed_price(self) -> Price | None:
+        """Return the price that is assumed for models without one, if any is."""
+        policy = self._unknown_price
+        return (
+            None if policy in ("refuse", "track") or isinstance(policy, str) else self._price_or_refuse(None)
+        )
 
     def _today(self) -> date | None:
         """Return the day by the clock, for prices that change; ``None`` if the clock tells no days."""
@@ -493,16 +539,21 @@ class SpendingDesk(Pool):
         OverrunError
             More was spent than that covers (a `BudgetExceededError`). It is booked all the same.
         """
-        if usage is not None and usage.tokens is not None:
-            tokens = usage.tokens
+        if usage is not None and _states_something(usage):
+            tokens = usage.tokens or 0
         tokens = check_amount("tokens", tokens)
         calls = check_amount("calls", calls)
         nano = None if usd is None else to_nano("usd", usd)
         if confidence is not None:
             confidence = check_fraction("confidence", confidence)
+        guessed = False  # whether the dollars are an estimate
         if nano is None and usage is not None:
-            price = self._price_if_known(model)
-            nano = None if price is None else price.cost(usage)
+            price = self._price_if_known(model) or self._assumed_price()
+            nano = None if price is None or usage.tokens is None else price.cost(usage)
+        elif nano is None and tokens:
+            price = None if model is None else self._price_if_known(model) or self._assumed_price()
+            nano = None if price is None else price.dearest(tokens)
+            guessed = nano is not None
         content = ("record_usage", agent_name, tokens, note, confidence, nano, calls, model)
         with self._lock:
             ledger, now = self.ledger, self.ledger.look()
@@ -512,7 +563,7 @@ class SpendingDesk(Pool):
                 spent = [Spent(Part(books, 0), tokens, False)]
                 if nano is not None or USD in ledger.sides:
                     unpriced = 1 if nano is None and (tokens or calls) else 0
-                    spent.append(Spent(Part(ledger.on(USD, books), 0), nano or 0, False, unpriced))
+                    spent.append(Spent(Part(ledger.on(USD, books), 0), nano or 0, guessed, unpriced))
                 if calls != 1 or CALLS in ledger.sides:
                     spent.append(Spent(Part(ledger.on(CALLS, books), 0), calls, False))
                 settlement = lifecycle.book_usage(ledger, spent, now, note=note, key=key, model=model)
@@ -529,9 +580,13 @@ class SpendingDesk(Pool):
             raise OverrunError(settlement.agent_name, amount, amount - overrun, settlement, axis)
 
 
-def _dearest(price: Price) -> Callable[[int], int]:
-    """Return what so many tokens cost at most, whichever of them are input."""
-    return lambda tokens: max(price.ceiling(tokens, 0), price.ceiling(0, tokens))
+def _states_something(usage: object) -> bool:
+    """Return whether a usage states any tokens; what is no `Usage` is refused."""
+    from tbc.usage import Usage
+
+    if not isinstance(usage, Usage):
+        raise InvalidAmountError("usage", usage, "a tbc.Usage, such as tbc.usage.read_usage() returns")
+    return usage.tokens is not None
 
 
 def _ceiling(price: Price, input_tokens: int) -> Callable[[int], int]:

@@ -315,10 +315,15 @@ class UnknownPriceError(TBCError, ValueError):
         self.hint = hint
 
     def __str__(self) -> str:
-        who = "A call that names no model" if self.model is None else f"Model {_shown(self.model)}"
-        key = _shown("MODEL" if self.model is None else self.model)
+        if self.model is None:
+            return (
+                "A call that names no model has no known price. Name the model=, or say what it costs: usd=; "
+                'or unknown_price=Decimal("...") to assume US dollars per million tokens, or '
+                'unknown_price="track" to run it without a price.'
+            )
+        key = _shown(self.model)
         text = (
-            f"{who} has no known price. Say what it costs: "
+            f"Model {key} has no known price. Say what it costs: "
             f'prices={{{key}: {{"input_per_million": "...", "output_per_million": "..."}}}}; '
             f'or that it is free: prices={{{key}: {{"free": True}}}}; or unknown_price=Decimal("...") to '
             'assume US dollars per million tokens, or unknown_price="track" to run it without a price.'
@@ -409,7 +414,10 @@ class BudgetExceededError(TBCError):
             f"Agent {self.agent_name!r} requested {requested} but only {available} were "
             "available even after attempting reallocation."
         )
-        return text if self.decision is None else f"{text} {self.decision.remedy}"
+        if self.decision is None:
+            return text
+        others = (other.remedy for other in self.decision.others if other.status.refuses)
+        return " ".join((text, self.decision.remedy, *others))
 
     def _words(self) -> tuple[str, str]:
         """Return what was requested with its unit, and what was available without repeating the unit."""
@@ -429,9 +437,14 @@ class GateClosedError(BudgetExceededError):
         )
         return (
             f"Agent {self.agent_name!r} is confident enough{numbers}: its gate refuses further spending, "
-            f"although {format_amount(self.axis, self.available)} are available. "
+            f"{self._left()}. "
             f"reset_confidence({self.agent_name!r}) opens the gate again."
         )
+
+    def _left(self) -> str:
+        if self.decision is not None and self.decision.remaining is None:
+            return "although it has no limit"
+        return f"although {format_amount(self.axis, self.available)} are available"
 
 
 class CarveOutError(BudgetExceededError, ValueError):

@@ -95,7 +95,9 @@ class Subscribers:
         for callback in list(self._callbacks.values()):
             try:
                 callback(event)
-            except Exception:
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
                 import logging
 
                 logging.getLogger("tbc").exception("a subscriber raised on %r", event)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import io
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import (
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from tbc.contract import check_amount, check_seconds
 from tbc.errors import HoldEndedError, InvalidContractError, OverrunError
-from tbc.holds import CURRENT_HOLD
+from tbc.holds import AsCurrent
 from tbc.streams import AsyncStream, Stream, follow, follow_async
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ class Governor:
     def __call__(self, function: Callable[..., Any], /) -> Callable[..., Any]:
         """Return `function`, governed."""
         begin = self.prepare(function)
-        target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+        plain = inspect.isroutine(function) or inspect.isclass(function)
+        target = function if plain else getattr(function, "__call__", function)  # noqa: B004
 
         def begin_stream(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Any]:
             call = begin(args, kwargs)
@@ -340,30 +342,26 @@ class Call:
 
     def start(self) -> Any:
         """Call the function; an exception ends the hold."""
-        token = CURRENT_HOLD.set(self.hold)
-        try:
-            return self._function(*self.args, **self.kwargs)
-        except BaseException as error:
-            self.fail(error)
-            raise
-        finally:
-            CURRENT_HOLD.reset(token)
+        with AsCurrent(self.hold):
+            try:
+                return self._function(*self.args, **self.kwargs)
+            except BaseException as error:
+                self.fail(error)
+                raise
 
     async def await_result(self, awaitable: Awaitable[Any]) -> Any:
         """Await the result and end the hold."""
-        token = CURRENT_HOLD.set(self.hold)
-        try:
-            result = await awaitable
-        except BaseException as error:
-            self.fail(error)
-            raise
-        finally:
-            CURRENT_HOLD.reset(token)
+        with AsCurrent(self.hold):
+            try:
+                result = await awaitable
+            except BaseException as error:
+                self.fail(error)
+                raise
         return self.finish_or_follow(result)
 
     def finish_or_follow(self, result: Any) -> Any:
         """End the hold, or follow what is still to be consumed."""
-        if hasattr(type(result), "__next__"):
+        if hasattr(type(result), "__next__") and not isinstance(result, io.IOBase):
             self._sent = not inspect.isgenerator(result)
             return Stream(self, result)
         if hasattr(type(result), "__anext__"):

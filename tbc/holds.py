@@ -28,7 +28,18 @@ if TYPE_CHECKING:
     from tbc.reallocator import Move
     from tbc.usage import Usage
 
-__all__ = ["CURRENT_HOLD", "Desk", "Hold", "Part", "PendingHold", "current_hold", "with_current_hold"]
+__all__ = [
+    "CURRENT_HOLD",
+    "AsCurrent",
+    "Desk",
+    "Ending",
+    "Hold",
+    "Part",
+    "PendingHold",
+    "Spent",
+    "current_hold",
+    "with_current_hold",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,6 +50,25 @@ State = Literal["open", "settled", "voided", "expired"]
 _RECORDING = threading.Lock()
 
 CURRENT_HOLD: ContextVar[Hold | None] = ContextVar("tbc_current_hold", default=None)
+
+
+class AsCurrent:
+    """Makes a hold the current one for a block.
+
+    Garbage collection may leave the block in another context than it was entered in; that is no error.
+    """
+
+    __slots__ = ("_hold", "_token")
+
+    def __init__(self, hold: Hold) -> None:
+        self._hold = hold
+
+    def __enter__(self) -> None:
+        self._token = CURRENT_HOLD.set(self._hold)
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(ValueError):
+            CURRENT_HOLD.reset(self._token)
 
 
 def current_hold() -> Hold:
@@ -75,21 +105,15 @@ def with_current_hold(function: Callable[P, R]) -> Callable[P, R]:
 
         @functools.wraps(function)
         async def awaiting(*args: P.args, **kwargs: P.kwargs) -> Any:
-            token = CURRENT_HOLD.set(hold)
-            try:
+            with AsCurrent(hold):
                 return await function(*args, **kwargs)
-            finally:
-                CURRENT_HOLD.reset(token)
 
         return awaiting  # type: ignore[return-value]  # an async function is one that returns an awaitable
 
     @functools.wraps(function)
     def carried(*args: P.args, **kwargs: P.kwargs) -> R:
-        token = CURRENT_HOLD.set(hold)
-        try:
+        with AsCurrent(hold):
             return function(*args, **kwargs)
-        finally:
-            CURRENT_HOLD.reset(token)
 
     return carried
 
@@ -351,12 +375,27 @@ class Hold(Part):
         self._noted().price = price
 
     def cost_of(self, tokens: int) -> int | None:
-        """Return nano-dollars for `tokens` in all, the input first; ``None`` if no price is noted."""
+        """Return nano-dollars for `tokens` in all, the input first; ``None`` if no price is noted.
+
+        If nobody said how many of them are input, it is as much as they can cost.
+        """
         notes = self._notes
         if notes is None or notes.price is None:
             return None
-        known = min(tokens, notes.input_tokens or 0)
+        if notes.input_tokens is None:
+            return notes.price.dearest(tokens)
+        known = min(tokens, notes.input_tokens)
         return notes.price.text_cost(known, tokens - known)
+
+    def ceiling_of(self, tokens: int) -> int | None:
+        """Return the most that `tokens` in all can cost; ``None`` if no price is noted."""
+        notes = self._notes
+        if notes is None or notes.price is None:
+            return None
+        if notes.input_tokens is None:
+            return notes.price.dearest(tokens)
+        known = min(tokens, notes.input_tokens)
+        return notes.price.ceiling(known, tokens - known)
 
     @property
     def price(self) -> Price | None:

@@ -268,6 +268,7 @@ class Ledger:
 
     def history(self, agent_name: str | None = None, axis: Axis = TOKENS) -> list[Entry]:
         """Return the kept entries that booked spending on an axis, oldest first, of one agent or of all."""
+        self.look_up(axis, self.root)  # refuses what is no axis
         return [
             entry
             for entry in self.entries()
@@ -357,29 +358,39 @@ class Ledger:
         found = self.look_up(axis, books)
         if found is not None:
             return found
-        side = self.open_side(axis)
-        if books.parent is None:
-            return side.root
-        parent = self.on(axis, books.parent)
-        found = side.kind(books.name, books.order, parent, capped=parent.capped)
-        found.contract, found.priority = books.contract, books.priority
-        found.gate_closed, found.closed = books.gate_closed, books.closed
-        side.accounts[books.name] = found
-        if not books.closed:
-            self.join_market(found, parent)
-        return found
+        return self._open_on(self.open_side(axis), axis, books)
+
+    def _open_on(self, side: Side, axis: Axis, books: Books) -> Books:
+        """Open the books of an account in a side, and those of the accounts above, the highest first."""
+        missing: list[Books] = []
+        above: Books | None = books
+        while above is not None and above is not self.root and above.name not in side.accounts:
+            missing.append(above)
+            above = above.parent
+        parent = side.root if above is None or above is self.root else side.accounts[above.name]
+        for each in reversed(missing):
+            found = side.kind(each.name, each.order, parent, capped=parent.capped)
+            found.contract, found.priority = each.contract, each.priority
+            found.gate_closed, found.closed = each.gate_closed, each.closed
+            side.accounts[each.name] = found
+            if not each.closed:
+                self.join_market(found, parent)
+            parent = found
+        return parent
 
     def open_side(self, axis: Axis) -> Side:
         """Return the tree of an axis, opened if it is not; what is known of the past is carried over."""
         side = self.sides.get(axis)
         if side is None:
-            counts = self.journal.calls()
-            side = self.sides[axis] = Side(_DollarBooks if axis == USD else _CallBooks)
-            for name, count in counts.items():
+            counts, now = self.journal.calls(), self.clock()
+            side = Side(_DollarBooks if axis == USD else _CallBooks)
+            carried = [(self._open_on(side, axis, self.find(name)), count) for name, count in counts.items()]
+            self.sides[axis] = side
+            for books, count in carried:
                 self.book(
-                    self.clock(),
+                    now,
                     Kind.OPENING,
-                    self.on(axis, self.find(name)),
+                    books,
                     consumed=count if axis == CALLS else 0,
                     unpriced=count if axis == USD else 0,
                 )

@@ -81,6 +81,9 @@ def _decide_part(books: Books, amount: int, mode: Mode, *, gate: bool) -> Decisi
             axis=books.axis,
         )
     remaining = books.remaining
+    top = books
+    while top.parent is not None and top.parent.capped:
+        top = top.parent
     reach = survey(books)
     when_idle = max(0, books.remaining_when_idle + reach.when_idle)
     moves: list[Move] = []
@@ -108,6 +111,7 @@ def _decide_part(books: Books, amount: int, mode: Mode, *, gate: bool) -> Decisi
         confidence=confidence,
         confidence_threshold=threshold,
         axis=books.axis,
+        top=top.name,
     )
 
 
@@ -318,6 +322,8 @@ def extend(
             if known is None:
                 known = Part(part.books, 0)
                 hold.others = (*hold.others, known)
+            if part.amount:
+                known.unpriced = False  # what is set aside is what it will cost
             _lend(ledger, now, known, moves, owed, hold)
             ledger.book(
                 now,

@@ -15,6 +15,7 @@ from tbc.clock import Clock
 from tbc.contract import check_amount, check_fraction
 from tbc.decision import Mode
 from tbc.desk import SpendingDesk
+from tbc.errors import InvalidContractError
 from tbc.govern import Governed, Governor, OutputHistory
 from tbc.money import to_nano
 from tbc.pool import Money
@@ -119,6 +120,8 @@ class BudgetManager(SpendingDesk):
 
             unknown_price = check_unknown_price(unknown_price, self.prices)
         self._unknown_price = unknown_price
+        if counter is not None and not hasattr(counter, "count"):
+            raise InvalidContractError(f"counter must be a tbc.tokens.Counter, not {counter!r}")
         self._counter = counter
         self._counter_is_given = counter is not None
         self._model_counters: dict[str, Counter] = {}

@@ -60,6 +60,8 @@ class Pool:
             raise InvalidContractError(f"mode must be 'enforce' or 'audit', not {mode!r}")
         if clock is not None and not callable(clock):
             raise InvalidContractError(f"clock must be a callable that returns seconds, not {clock!r}")
+        if isinstance(warn_at, str) or not isinstance(warn_at, Sequence):
+            raise InvalidContractError(f"warn_at must be a list of shares, not {warn_at!r}")
         self._warn_at = tuple(check_fraction("warn_at", share) for share in warn_at)
         if not all(a < b for a, b in zip((0.0, *self._warn_at), self._warn_at, strict=False)):
             raise InvalidContractError(f"warn_at must ascend from above 0 to 1, not {list(warn_at)}")
@@ -354,6 +356,7 @@ class Pool:
 
         if not callable(callback):
             raise InvalidContractError(f"a subscriber must be a callable, not {callback!r}")
+        self._tell()  # what was before is not told to the new one
         with self._lock:
             if self._subscribers is None:
                 self._told = self.ledger.seq

@@ -222,6 +222,15 @@ class Price:
         output = check_amount("output_tokens", output_tokens) * rates[_OUTPUT]
         return self._rounded(prompt * max(rates[_TEXT_INPUT]) + output)
 
+    def dearest(self, tokens: int) -> int:
+        """Return the most that so many tokens of text can cost, whichever of them are input.
+
+        It is reached with no input, with nothing else, or with a prompt at the end or beginning of a tier.
+        """
+        ends = (above for above, _ in self._charges if 0 <= above <= tokens)
+        prompts = {0, tokens, *(end + after for end in ends for after in (0, 1) if end + after <= tokens)}
+        return max(self.ceiling(prompt, tokens - prompt) for prompt in prompts)
+
     def _rates_for(self, prompt: int) -> Sequence[int]:
         return next(rates for above, rates in self._charges if prompt > above)
 

@@ -19,7 +19,7 @@ from tbc.confidence import ConfidenceGate
 from tbc.contract import MAX_AMOUNT, BudgetContract, check_amount
 from tbc.decision import Kind, Transfer
 from tbc.donors import DonorIndex
-from tbc.errors import AgentClosedError
+from tbc.errors import AgentClosedError, UnknownAgentError
 from tbc.ledger import Books, Ledger
 
 if TYPE_CHECKING:
@@ -330,11 +330,15 @@ class Reallocator:
         with self._ledger.lock:
             now = self._look()
             books = self._ledger.find(needy_agent)
+            if not self._ledger.managed and needy_agent not in self._contracts:
+                raise UnknownAgentError(needy_agent)
             if books.closed:
                 raise AgentClosedError(needy_agent)
-            if shortfall <= 0 or books.parent is None or not books.capped:
+            negative = type(shortfall) is int and shortfall < 0
+            wanted = 0 if negative else check_amount("shortfall", shortfall)
+            if not wanted or books.parent is None or not books.capped:
                 return 0
-            found = min(check_amount("shortfall", shortfall), survey(books).total)
+            found = min(wanted, survey(books).total)
             apply(self._ledger, now, find_cover(books, found, Kind.REBALANCE))
             return found
 

@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tbc.axes import USD, format_amount
 from tbc.errors import BudgetExceededError, TBCError

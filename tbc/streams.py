@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from types import TracebackType
 from typing import Any, Protocol
 
-from tbc.holds import CURRENT_HOLD, Hold
+from tbc.holds import AsCurrent, Hold
 
 __all__ = ["AsyncStream", "Followed", "Stream", "follow", "follow_async"]
 
@@ -46,11 +46,8 @@ def follow(
         step: Callable[[], Any] = chunks.__next__
         try:
             while True:
-                token = CURRENT_HOLD.set(call.hold)
-                try:
+                with AsCurrent(call.hold):
                     chunk = step()
-                finally:
-                    CURRENT_HOLD.reset(token)
                 call.add_chunk(chunk)
                 try:
                     sent = yield chunk
@@ -84,11 +81,8 @@ def follow_async(
         step: Callable[[], Awaitable[Any]] = chunks.__anext__
         try:
             while True:
-                token = CURRENT_HOLD.set(call.hold)
-                try:
+                with AsCurrent(call.hold):
                     chunk = await step()
-                finally:
-                    CURRENT_HOLD.reset(token)
                 call.add_chunk(chunk)
                 try:
                     sent = yield chunk

@@ -30,7 +30,7 @@ from tbc.clock import EPOCH, Clock, system_clock
 from tbc.contract import check_amount
 from tbc.decision import Mode
 from tbc.errors import InvalidContractError
-from tbc.holds import CURRENT_HOLD
+from tbc.holds import AsCurrent
 from tbc.money import to_nano, to_usd
 from tbc.pool import Money
 from tbc.pricing import Price, PriceTable, UnknownPrice
@@ -254,17 +254,15 @@ class Run(StepBooks):
         return await self._run(self._begin(input_data, terms, quiet), run_task)
 
     def _run(self, step: Step, run_task: Callable[..., Any]) -> Any:
-        token = CURRENT_HOLD.set(step.hold)
-        try:
-            if step.cap is not None and _takes_cap(run_task):
-                result = run_task(max_output_tokens=step.cap)
-            else:
-                result = run_task()
-        except BaseException as error:
-            self._fail(step, error)
-            raise
-        finally:
-            CURRENT_HOLD.reset(token)
+        with AsCurrent(step.hold):
+            try:
+                if step.cap is not None and _takes_cap(run_task):
+                    result = run_task(max_output_tokens=step.cap)
+                else:
+                    result = run_task()
+            except BaseException as error:
+                self._fail(step, error)
+                raise
         if type(result) is not dict and inspect.isawaitable(result):
             step.awaitable = result
             return self._await(step, result)
@@ -272,14 +270,12 @@ class Run(StepBooks):
         return result
 
     async def _await(self, step: Step, awaitable: Awaitable[Any]) -> Any:
-        token = CURRENT_HOLD.set(step.hold)
-        try:
-            result = await awaitable
-        except BaseException as error:
-            self._fail(step, error)
-            raise
-        finally:
-            CURRENT_HOLD.reset(token)
+        with AsCurrent(step.hold):
+            try:
+                result = await awaitable
+            except BaseException as error:
+                self._fail(step, error)
+                raise
         self._finish(step, result)
         return result
 

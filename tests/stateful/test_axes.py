@@ -94,8 +94,8 @@ class InDollarsToo(tbc.BudgetManager):
     def extend_hold(self, hold, tokens=0, expires_s=None, key=None, usd=None):
         super().extend_hold(hold, tokens, expires_s, key, dollars(tokens))
 
-    def _spent(self, hold, tokens, nano, calls, estimated):
-        return super()._spent(hold, tokens, tokens, calls, estimated)
+    def _spent(self, hold, tokens, nano, calls, estimated, guessed=None):
+        return super()._spent(hold, tokens, tokens, calls, estimated, guessed)
 
     def record_usage(self, name, tokens=0, note="usage", confidence=None, **how):
         super().record_usage(name, tokens, note, confidence, usd=dollars(tokens), **how)
