@@ -104,7 +104,7 @@ def test_a_refusal_tells_busy_from_exhausted(manager):
     with pytest.raises(tbc.BudgetExceededError) as caught:
         manager.hold("high", 300)
     assert caught.value.decision.status is tbc.Status.EXHAUSTED
-    assert "top up by 160" in str(caught.value)
+    assert "top up 'high' by 160" in str(caught.value)
 
 
 def test_busy_counts_loans_that_would_return_to_a_reachable_lender(manager):
@@ -371,6 +371,6 @@ def test_the_remedy_of_an_agent_in_debt_pays_the_debt_too():
     manager.register_agent("a", max_tokens=100, min_reserve=0)
     with pytest.raises(tbc.OverrunError):
         manager.record_usage("a", 600)
-    assert "top up by 600" in manager.decide("a", 100).remedy
+    assert "top up 'a' by 600" in manager.decide("a", 100).remedy
     manager.top_up("a", 600)
     assert manager.decide("a", 100).allowed
