@@ -1,4 +1,4 @@
-"""The examples that are programs run, offline, and say what their texts promise. Workflows: `test_cli_run`."""
+"""Examples that are programs run, offline, and say what their texts promise. Workflows: `test_cli_run`."""
 
 from __future__ import annotations
 
