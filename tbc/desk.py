@@ -12,7 +12,7 @@ from tbc.axes import CALLS, MAX_AMOUNT, USD
 from tbc.clock import EPOCH, system_clock
 from tbc.contract import check_amount, check_fraction, check_seconds
 from tbc.decision import Decision, Settlement
-from tbc.errors import InvalidAmountError, OverrunError
+from tbc.errors import AgentClosedError, InvalidAmountError, OverrunError
 from tbc.holds import Hold, Part, PendingHold, Spent
 from tbc.ledger import Books
 from tbc.lifecycle import Clamp
@@ -120,9 +120,12 @@ class SpendingDesk(Pool):
                 known: Hold | Decision | None = ledger.answers.recall(key, content)
                 if known is not None:
                     return _hold_again(known)
-            books = self._accounts.get(agent_name) if type(agent_name) is str else None
-            if books is None or books.closed:
-                books = self._open_books(agent_name)
+            try:
+                books = self._accounts[agent_name]
+            except (KeyError, TypeError):
+                books = self.ledger.find(agent_name)  # the root, or nobody
+            if books.closed:
+                raise AgentClosedError(agent_name)
             ends = now + expires_s
             granted: Hold | Decision
             # `remaining`, written out: on the busiest path a property costs as much as the rest of the line.
@@ -289,9 +292,10 @@ class SpendingDesk(Pool):
                 if nano is None and hold.price is not None:
                     nano = hold.price.cost(usage)
             calls = None if calls is None else check_amount("calls", calls)
-        guessed = estimated or tokens is None
-        tokens = hold.amount if tokens is None else tokens
-        if not plain or tokens > hold.amount:
+        guessed = estimated
+        if tokens is None:
+            tokens, guessed = hold.amount, True
+        elif not plain or tokens > hold.amount:
             tokens = check_amount("tokens", tokens)
         ledger = self.ledger
         with self._lock:
