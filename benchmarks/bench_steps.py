@@ -7,7 +7,8 @@ what makes a task of one step dear. No two tasks in a row share a prompt, and ou
 vocabulary, where there is one in tiktoken's cache; `counter` says so. veloryn divides characters by four, and
 compares the prompts of a task with each other: its steps become slower with their number.
 
-Below that: settlements, journalled in memory, a hold and a settle in dollars each.
+Below that: settlements, a hold and a settle in dollars each, journalled in memory, and also kept in a SQLite
+file, many in one durable transaction or two transactions each, as a run of a workflow keeps its calls.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import veloryn
 
 import tbc
 from benchmarks.timing import interleaved, median_ratio
+from tbc.keeper import Keeper
+from tbc.stores import SqliteStore
 from tbc.tokens import EstimatedTokensWarning, default_counter
 
 __all__ = ["run"]
@@ -51,6 +54,8 @@ def run(*, smoke: bool, seed: int = 20260101, huge: bool = False) -> dict[str, A
         counter = default_counter("gpt-4o")
     rows = [_beside(steps, words, rounds, tasks, counter) for steps in (1, 3, 10) for words in (1, 20)]
     rows.append(_settlements(100 if smoke else 100_000))
+    rows.append(_kept(100 if smoke else 100_000, at_once=10 if smoke else 1_000))
+    rows.append(_kept(10 if smoke else 1_000, at_once=0))
     return {"rows": rows, "counter": counter.name}
 
 
@@ -115,6 +120,30 @@ def _our_task(prompts: _Prompts, counter: Any, log: str | None) -> Callable[[], 
             run.execute(lambda: _REPLY, prompt)
 
     return task
+
+
+def _kept(calls: int, *, at_once: int) -> dict[str, Any]:
+    """Time the same with a keeper: so many settlements a transaction, or (0) one for each half."""
+    with tempfile.TemporaryDirectory() as directory, SqliteStore(f"{directory}/books.db") as store:
+        manager = tbc.BudgetManager(max_usd=1_000_000)
+        manager.register_agent("agent", max_tokens=None, max_usd="1000")
+        keeper = Keeper(manager, store, "pool")
+        begin = perf_counter_ns()
+        for number in range(1, calls + 1):
+            held = manager.hold("agent", 1000, usd="0.0001")
+            if not at_once:
+                _keep(keeper)
+            held.settle(900, usd="0.00009")
+            if not at_once or number % at_once == 0:
+                _keep(keeper)
+        elapsed = (perf_counter_ns() - begin) / calls / 1000
+    how = f"{at_once} a transaction" if at_once else "a transaction for each half"
+    return {"question": f"{calls} of them kept in SQLite, {how}", "us each": round(elapsed, 2)}
+
+
+def _keep(keeper: Keeper) -> None:
+    with keeper.keep():
+        pass
 
 
 def _settlements(calls: int) -> dict[str, Any]:
