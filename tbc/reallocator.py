@@ -280,6 +280,11 @@ class Reallocator:
     ledger : Ledger
         Their books. With a stand-alone ledger all agents of `contracts` form one market.
 
+    Attributes
+    ----------
+    contracts, ledger
+        As given.
+
     Examples
     --------
     >>> ledger = Ledger()
@@ -295,8 +300,8 @@ class Reallocator:
     """
 
     def __init__(self, contracts: Mapping[str, BudgetContract], ledger: Ledger) -> None:
-        self._contracts = contracts
-        self._ledger = ledger
+        self.contracts = contracts
+        self.ledger = ledger
 
     def find_donors(self, exclude: str) -> list[str]:
         """Return who has something to lend, in drain order, whatever the priority of `exclude`.
@@ -311,9 +316,9 @@ class Reallocator:
         list of str
             The treasury (`tbc.ROOT` or the parent's name) first, if it has any.
         """
-        with self._ledger.lock:
+        with self.ledger.lock:
             self._look()
-            asker = self._ledger.find(exclude)
+            asker = self.ledger.find(exclude)
             parent = asker.parent or asker
             donors = [books for books in parent.children or () if books is not asker and books.spare]
             donors.sort(key=lambda b: (b.priority, not b.gate_closed, -b.remaining, b.order))
@@ -327,10 +332,10 @@ class Reallocator:
         UnknownAgentError
             If nobody of that name is registered (also a `KeyError`).
         """
-        with self._ledger.lock:
+        with self.ledger.lock:
             now = self._look()
-            books = self._ledger.find(needy_agent)
-            if not self._ledger.managed and needy_agent not in self._contracts:
+            books = self.ledger.find(needy_agent)
+            if not self.ledger.managed and needy_agent not in self.contracts:
                 raise UnknownAgentError(needy_agent)
             if books.closed:
                 raise AgentClosedError(needy_agent)
@@ -339,19 +344,19 @@ class Reallocator:
             if not wanted or books.parent is None or not books.capped:
                 return 0
             found = min(wanted, survey(books).total)
-            apply(self._ledger, now, find_cover(books, found, Kind.REBALANCE))
+            apply(self.ledger, now, find_cover(books, found, Kind.REBALANCE))
             return found
 
     def _look(self) -> float:
-        now = self._ledger.look()
-        if not self._ledger.managed:
+        now = self.ledger.look()
+        if not self.ledger.managed:
             self._learn_terms()
         return now
 
     def _learn_terms(self) -> None:
         """Copy the contracts' terms to stand-alone books; who has no contract lends nothing."""
-        for name, books in self._ledger.accounts.items():
-            contract = self._contracts.get(name)
+        for name, books in self.ledger.accounts.items():
+            contract = self.contracts.get(name)
             priority = 1 if contract is None else contract.priority
             reserve = MAX_AMOUNT if contract is None else contract.min_reserve
             closed = contract is not None and not ConfidenceGate.allow_further_retrieval(
