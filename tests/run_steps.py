@@ -56,6 +56,28 @@ async def ask_async(
     return _reply(f"answer to {what}", 10, max_output_tokens)
 
 
+def stream(what: object, *, max_output_tokens: int = 100) -> Any:
+    """Be a generator of a provider's chunks."""
+    _asked(what, None)
+    for word in ("one ", "two"):
+        yield {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": word}}]}
+    yield {
+        "object": "chat.completion.chunk",
+        "choices": [],
+        "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
+    }
+
+
+async def stream_async(what: object) -> Any:
+    """Return an async stream."""
+
+    async def chunks() -> Any:
+        for each in stream(what):
+            yield each
+
+    return chunks()
+
+
 def plain(what: object) -> object:
     """Return something that states no usage."""
     _asked(what, None)

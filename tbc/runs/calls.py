@@ -4,6 +4,7 @@ A function takes the step's input and, if it has arguments of these names, `mode
 may be a coroutine function. What it returns is one of:
 
 - a reply of a provider, as an object or a dict: the result is its text;
+- a stream of one, or a generator: it is read to its end, and the result is its text;
 - a dict with ``output`` and ``usage``: the result is the output; a ``confidence`` beside them (0 to 1) is
   reported to the agent's gate;
 - any other value that JSON can hold: that is the result, and the usage is counted, as an estimate.
@@ -22,8 +23,10 @@ from typing import Any
 
 from attrs import frozen
 
+from tbc.replies import text_of
 from tbc.run_errors import ResultNotKeptError, WorkflowFileError
 from tbc.runs.workflow import Workflow
+from tbc.streams import AsyncStream, Stream
 
 __all__ = ["StepFunction", "confidence_of", "find_functions", "result_of", "wait_for"]
 
@@ -85,15 +88,20 @@ def _find(call: str) -> StepFunction:
     return StepFunction(function, anything or "model" in by_name, anything or "max_output_tokens" in by_name)
 
 
-def wait_for(result: Any) -> Any:
-    """Return the result of an awaitable, in an event loop of its own; anything else as it is."""
-    if not inspect.isawaitable(result):
-        return result
+def wait_for(reply: Any) -> Any:
+    """Return a reply when it is there: awaited in an event loop of its own, and read to its end."""
+    if isinstance(reply, Stream):
+        return "".join(text_of(chunk) for chunk in reply)
+    if not isinstance(reply, AsyncStream) and not inspect.isawaitable(reply):
+        return reply
 
     async def waiting() -> Any:
-        return await result
+        found = reply if isinstance(reply, AsyncStream) else await reply
+        if isinstance(found, AsyncStream):
+            return "".join([text_of(chunk) async for chunk in found])
+        return found
 
-    return asyncio.run(waiting())
+    return wait_for(asyncio.run(waiting()))
 
 
 def confidence_of(reply: object) -> float | None:

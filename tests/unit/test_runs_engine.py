@@ -127,6 +127,11 @@ class TestOrder:
     def test_coroutine_functions_are_awaited(self, kit):
         assert kit.run("{}", step("one", "ask_async")).results == {"one": "answer to one"}
 
+    @pytest.mark.parametrize("call", ["stream", "stream_async"])
+    def test_streams_are_read_to_their_end(self, kit, call):
+        assert kit.run("{}", step("one", call)).results == {"one": "one two"}
+        assert kit.told(ev.StepFinished)[0].spent["tokens"] == 9
+
     def test_a_value_without_usage_is_the_result_and_is_counted(self, kit):
         outcome = kit.run("{}", step("one", "plain", input={"x": 1}))
         assert outcome.results == {"one": {"seen": {"x": 1}}}
