@@ -95,9 +95,7 @@ class Subscribers:
         for callback in list(self._callbacks.values()):
             try:
                 callback(event)
-            except KeyboardInterrupt:
-                raise
-            except BaseException:
+            except Exception:
                 import logging
 
                 logging.getLogger("tbc").exception("a subscriber raised on %r", event)
