@@ -12,14 +12,15 @@ BudgetContract(agent_name='writer', priority=9, max_tokens=500, min_reserve=50, 
 from __future__ import annotations
 
 import operator
-from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
 from tbc.axes import CALLS, MAX_AMOUNT, TOKENS, USD, Axis
 from tbc.errors import InvalidAmountError, InvalidContractError
-from tbc.money import to_nano, to_usd
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 __all__ = [
     "MAX_AMOUNT",
@@ -174,11 +175,17 @@ class BudgetContract:
     def max_usd(self) -> Decimal | None:
         """Dollars that it owns; ``None`` = no cap of its own."""
         cap = self.cap(USD)
-        return None if cap is None else to_usd(cap)
+        if cap is None:
+            return None
+        from tbc.money import to_usd
+
+        return to_usd(cap)
 
     @property
     def min_reserve_usd(self) -> Decimal:
         """Dollars that no transfer and no descendant may take."""
+        from tbc.money import to_usd
+
         return to_usd(self.reserve(USD))
 
     @property
@@ -225,6 +232,8 @@ class BudgetContract:
 
 
 def _check_others(max_usd: object, min_reserve_usd: object, max_calls: object) -> _OtherCaps | None:
+    from tbc.money import to_nano
+
     usd = None if max_usd is None else to_nano("max_usd", max_usd, up=False)
     reserve = 0 if min_reserve_usd is None else to_nano("min_reserve_usd", min_reserve_usd)
     if max_usd is None and max_calls is None and not reserve:

@@ -16,12 +16,12 @@ from tbc.errors import AgentClosedError, InvalidAmountError, OverrunError
 from tbc.holds import Hold, Part, PendingHold, Spent
 from tbc.ledger import Books
 from tbc.lifecycle import Clamp
-from tbc.money import to_nano
-from tbc.pool import Money, Pool, amounts_of, has_reached
+from tbc.pool import Pool, amounts_of, has_reached, nano_dollars
 
 if TYPE_CHECKING:
     from datetime import date
 
+    from tbc.money import Money
     from tbc.pricing import Price, Prices, PriceTable, UnknownPrice
     from tbc.usage import Usage
 
@@ -170,7 +170,7 @@ class SpendingDesk(Pool):
         at_least: int | None,
     ) -> Hold:
         calls = check_amount("calls", calls)
-        nano = None if usd is None else to_nano("usd", usd)
+        nano = None if usd is None else nano_dollars("usd", usd)
         content = ("hold", agent_name, tokens, expires_s, operation, at_least, nano, calls, model)
         price = self._price_if_known(model)
         cost = None if price is None or nano is not None else price.dearest
@@ -286,7 +286,7 @@ class SpendingDesk(Pool):
         nano = None
         plain = type(tokens) is int and tokens >= 0 and usd is None and calls is None and usage is None
         if not plain:
-            nano = None if usd is None else to_nano("usd", usd)
+            nano = None if usd is None else nano_dollars("usd", usd)
             if usage is not None and _states_something(usage):
                 tokens = usage.tokens if tokens is None else tokens
                 if nano is None and hold.price is not None:
@@ -442,7 +442,7 @@ class SpendingDesk(Pool):
             ledger = self.ledger
             ledger.look()
             books = self._open_books(agent_name)
-            nano = None if usd is None else to_nano("usd", usd)
+            nano = None if usd is None else nano_dollars("usd", usd)
             if nano is None and price is None and ledger.capped_on(USD, books):
                 price = self._price_or_refuse(model)
             if price is not None:
@@ -547,7 +547,7 @@ class SpendingDesk(Pool):
             tokens = usage.tokens or 0
         tokens = check_amount("tokens", tokens)
         calls = check_amount("calls", calls)
-        nano = None if usd is None else to_nano("usd", usd)
+        nano = None if usd is None else nano_dollars("usd", usd)
         if confidence is not None:
             confidence = check_fraction("confidence", confidence)
         guessed = False  # whether the dollars are an estimate

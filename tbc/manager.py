@@ -17,10 +17,10 @@ from tbc.decision import Mode
 from tbc.desk import SpendingDesk
 from tbc.errors import InvalidContractError
 from tbc.govern import Governed, Governor, OutputHistory
-from tbc.money import to_nano
-from tbc.pool import Money
+from tbc.pool import nano_dollars
 
 if TYPE_CHECKING:
+    from tbc.money import Money
     from tbc.pricing import PriceTable, UnknownPrice
     from tbc.tokens import Counter
     from tbc.usage import Usage
@@ -101,7 +101,7 @@ class BudgetManager(SpendingDesk):
         super().__init__(
             {
                 TOKENS: None if max_tokens is None else check_amount("max_tokens", max_tokens),
-                USD: None if max_usd is None else to_nano("max_usd", max_usd, up=False),
+                USD: None if max_usd is None else nano_dollars("max_usd", max_usd, up=False),
                 CALLS: None if max_calls is None else check_amount("max_calls", max_calls),
             },
             mode=mode,

@@ -17,12 +17,15 @@ from __future__ import annotations
 import operator
 import re
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
-from typing import Final
+from typing import Final, TypeAlias
 
 from tbc.axes import MAX_AMOUNT
 from tbc.errors import InvalidAmountError
 
-__all__ = ["split_usd", "to_nano", "to_usd", "usd_decimal"]
+#: Dollars as users write them.
+Money: TypeAlias = Decimal | str | float
+
+__all__ = ["Money", "split_usd", "to_nano", "to_usd", "usd_decimal"]
 
 _RULE: Final = "US dollars >= 0, such as '0.50', 5 or Decimal('0.50')"
 _LONGEST: Final = 100

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -20,16 +19,13 @@ from tbc.contract import BudgetContract, check_amount, check_fraction
 from tbc.decision import Mode
 from tbc.errors import AgentClosedError, CarveOutError, InvalidAmountError, InvalidContractError
 from tbc.ledger import Books, Ledger
-from tbc.money import to_nano
 from tbc.reallocator import Reallocator, Rebalance, rebalance
 
 if TYPE_CHECKING:
     from tbc.events import Event, Subscribers, ThresholdReached
+    from tbc.money import Money
 
-__all__ = ["Money", "Pool", "amounts_of"]
-
-#: Dollars as users write them; see `tbc.money`.
-Money = Decimal | str | float
+__all__ = ["Pool", "amounts_of", "has_reached", "nano_dollars"]
 
 
 class _Unset:
@@ -280,7 +276,7 @@ class Pool:
         asked: dict[Axis, dict[str, int]] = {TOKENS: {} if shortfalls is None else _shortfalls(shortfalls)}
         if usd is not None:
             asked[USD] = {
-                name: to_nano(f"shortfall of {name!r}", value) for name, value in _by_name(usd).items()
+                name: nano_dollars(f"shortfall of {name!r}", value) for name, value in _by_name(usd).items()
             }
         if calls is not None:
             asked[CALLS] = _shortfalls(calls)
@@ -427,8 +423,17 @@ class Pool:
         lifecycle.expire_due(self.ledger, now)
 
 
+def nano_dollars(name: str, dollars: Money, *, up: bool = True) -> int:
+    """Return dollars as `tbc.money.to_nano` does. ``import tbc`` does not pay for decimals."""
+    from tbc.money import to_nano
+
+    return to_nano(name, dollars, up=up)
+
+
 def has_reached(share: float, used: int, total: int) -> bool:
     """Return whether so large a share of a total is used; exactly, for the share as it is written."""
+    from decimal import Decimal
+
     return Decimal(used) >= Decimal(repr(share)) * total
 
 
@@ -436,7 +441,7 @@ def amounts_of(tokens: int, usd: Money | None, calls: int, *, up: bool = True) -
     """Return checked amounts by axis: tokens always, the others where they are named."""
     amounts: dict[Axis, int] = {TOKENS: check_amount("tokens", tokens)}
     if usd is not None:
-        amounts[USD] = to_nano("usd", usd, up=up)
+        amounts[USD] = nano_dollars("usd", usd, up=up)
     if check_amount("calls", calls):
         amounts[CALLS] = calls
     if not tokens and len(amounts) > 1:

@@ -31,8 +31,7 @@ from tbc.contract import check_amount
 from tbc.decision import Mode
 from tbc.errors import InvalidContractError
 from tbc.holds import AsCurrent
-from tbc.money import to_nano, to_usd
-from tbc.pool import Money
+from tbc.money import Money, to_nano, to_usd
 from tbc.pricing import Price, PriceTable, UnknownPrice
 from tbc.runs.step_books import Begun, Step, StepBooks
 from tbc.runs.step_log import StepLog, line_after, line_before

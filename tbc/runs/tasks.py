@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tbc.decision import Mode
-from tbc.pool import Money
+from tbc.money import Money
 from tbc.pricing import UnknownPrice
 from tbc.run_errors import UnknownTaskError
 from tbc.runs.steps import Run
