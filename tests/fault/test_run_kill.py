@@ -43,7 +43,7 @@ class Folder:
         self.log = path / "calls.log"
         self.environment = {
             **os.environ,
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": os.pathsep.join((str(REPOSITORY), os.environ.get("PYTHONPATH", ""))),
             "RUN_STEPS_LOG": str(self.log),
             "RUN_STEPS_MARK": str(path / "mark"),
             **environment,
