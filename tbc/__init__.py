@@ -67,6 +67,7 @@ if TYPE_CHECKING:
         RunError,
         StepBlockedError,
         StepResultError,
+        StepUnpricedError,
         UnknownRunError,
         UnknownTaskError,
         UnresolvedReferenceError,
@@ -116,6 +117,7 @@ __all__ = [
     "Status",
     "StepBlockedError",
     "StepResultError",
+    "StepUnpricedError",
     "StoreBusyError",
     "StoreCorruptError",
     "StoreError",
@@ -150,6 +152,7 @@ __all__ = [
 _LATER = {
     "UnknownTaskError": "tbc.run_errors",
     "StepResultError": "tbc.run_errors",
+    "StepUnpricedError": "tbc.run_errors",
     "StepBlockedError": "tbc.run_errors",
     "WorkflowChangedError": "tbc.run_errors",
     "RunBusyError": "tbc.run_errors",

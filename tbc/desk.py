@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from tbc.pricing import Price, Prices, PriceTable, UnknownPrice
     from tbc.usage import Usage
 
-__all__ = ["SpendingDesk"]
+__all__ = ["UNKNOWN_PRICE", "SpendingDesk"]
 
+
+#: How the note on a decision begins that audit mode makes in the place of an `UnknownPriceError`.
+UNKNOWN_PRICE: Final = "Enforcement would refuse it"
 
 #: The one call that a hold is for if nobody says otherwise; compared by identity, so that ``True`` is not it.
 _ONE: Final = 1
@@ -225,7 +228,7 @@ class SpendingDesk(Pool):
             parts = [Part(part.books, 0) for part in (granted, *granted.others)]
             decision = granted.decision or lifecycle.decide(parts, self._mode)
             who = "a call that names no model" if granted.model is None else f"model {granted.model!r}"
-            note = f"Enforcement would refuse it: {who} has no known price."
+            note = f"{UNKNOWN_PRICE}: {who} has no known price."
             granted.decision = attrs.evolve(decision, note=note)
             self._notice("Refused", granted.decision)
 

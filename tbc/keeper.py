@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tbc.axes import TOKENS, Axis
@@ -68,6 +68,10 @@ class Keeper:
     def lines(self) -> list[LineRow]:
         """Return the journal as the store has it."""
         return list(self._store.entries(self._pool))
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Return a block in which nobody else keeps: what is done in it is kept together."""
+        return self._writing
 
     @contextmanager
     def keep(self) -> Generator[Writer]:

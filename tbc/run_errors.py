@@ -12,6 +12,8 @@
      │    └── WorkflowChangedError (ValueError)   its file is not as it was
      ├── UnknownTaskError         (ValueError)    no step of that task was ever asked for
      ├── StepResultError          (RuntimeError)  a step did not return what says its cost
+     ├── UnknownPriceError
+     │    └── StepUnpricedError   (RuntimeError)  a step of which nobody knows the price, under a limit
      └── BudgetExceededError
           └── StepBlockedError    (RuntimeError)  a step would cross the limit of its task
 """
@@ -22,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from tbc.axes import USD, format_amount
-from tbc.errors import BudgetExceededError, TBCError
+from tbc.errors import BudgetExceededError, TBCError, UnknownPriceError
 
 if TYPE_CHECKING:
     from tbc.decision import Decision
@@ -33,6 +35,7 @@ __all__ = [
     "RunError",
     "StepBlockedError",
     "StepResultError",
+    "StepUnpricedError",
     "UnknownRunError",
     "UnknownTaskError",
     "UnresolvedReferenceError",
@@ -243,6 +246,10 @@ class StepResultError(TBCError, RuntimeError):
             f"{self._RULES[self.reason]}; {self.found}. What was set aside for the step is booked as an "
             "estimate; .result holds what it returned."
         )
+
+
+class StepUnpricedError(UnknownPriceError, RuntimeError):
+    """A step was refused: its task has a limit, and nobody knows what the step would cost."""
 
 
 class UnknownTaskError(TBCError, ValueError):

@@ -90,6 +90,14 @@ def confident(what: object) -> dict[str, Any]:
     return {"output": f"about {what}", "usage": {"input_tokens": 1, "output_tokens": 1}, "confidence": 0.9}
 
 
+def surrogate(what: object) -> object:
+    """Return text that UTF-8 cannot hold, or raise it."""
+    _asked(what, None)
+    if what == "raise":
+        raise ValueError("bad \ud800")
+    return "a\ud800b"
+
+
 def fail(what: object) -> object:
     """Raise."""
     _asked(what, None)

@@ -1,6 +1,7 @@
 """The command line.
 
-Results go to standard output, progress and errors to standard error. Exit codes: 0, it worked; 2, the
+Results go to standard output, errors to standard error; so does progress, but for that of a run, which goes
+with its results unless these are asked for as JSON. Exit codes: 0, it worked; 2, the
 arguments or a file are wrong (one line says what; for a workflow file, a line for each problem); 130,
 interrupted. A command may have codes of its own.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import unicodedata
 from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -20,10 +21,19 @@ if TYPE_CHECKING:
     from tbc.manager import BudgetManager
     from tbc.tree import Account
 
-__all__ = ["Watcher", "describe"]
+__all__ = ["Watcher", "describe", "printable"]
 
 _LAST_MOVES = 5
 _STATES = {"running": "cyan", "done": "green", "failed": "red", "skipped": "yellow", "refused": "red"}
+
+
+def printable(text: str) -> str:
+    """Return text with what could command a terminal, or cannot be encoded, written out."""
+    safe = "".join(
+        char if char in "\n\t" or not unicodedata.category(char).startswith("C") else ascii(char)[1:-1]
+        for char in text
+    )
+    return safe.encode("utf-8", "backslashreplace").decode()
 
 
 def _sums(spent: dict[str, int]) -> str:
@@ -125,7 +135,7 @@ class Watcher:
         if self._live is None or not isinstance(event, (ev.Moved, ev.StepStarted)):
             line = describe(event)
             if line:
-                self._console.print(Text(line), soft_wrap=True)
+                self._console.print(Text(printable(line)), soft_wrap=True)
 
     def _remember(self, event: ev.RunEvent) -> None:
         match event:

@@ -14,10 +14,13 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.text import Text
 
-from tbc.cli.live import Watcher
+from tbc.cli.live import Watcher, printable
+from tbc.contract import ROOT
+from tbc.errors import StoreError
 from tbc.runs import events as ev
 
 if TYPE_CHECKING:
+    from tbc.decision import Decision
     from tbc.manager import BudgetManager
     from tbc.runs.engine import Outcome, WorkflowRun
 
@@ -25,6 +28,7 @@ __all__ = ["EXHAUSTED", "resume", "run"]
 
 #: The exit code that means "the budget is exhausted", and nothing else.
 EXHAUSTED = 3
+_STORE_FAILED = 4
 _CODES = {"finished": 0, "failed": 1, "exhausted": EXHAUSTED, "interrupted": 130}
 _Flag = Annotated[bool, Parameter(negative="")]
 
@@ -44,8 +48,8 @@ def run(
     """Run a workflow file under its budget. The file is trusted like code: its functions are called.
 
     Exit codes: 0, it has come to its end (in audit mode whatever it spent); 1, a step failed; 2, the file or
-    the request has problems; 3, the budget is exhausted; 130, interrupted. Whatever stops it, what was paid
-    for is kept, and `tbc resume` goes on.
+    the request has problems; 3, the budget is exhausted; 4, the store could not be written to; 130,
+    interrupted. Whatever stops it, what was paid for is kept, and `tbc resume` goes on.
 
     Parameters
     ----------
@@ -60,7 +64,7 @@ def run(
     jobs
         How many calls may run at once.
     events
-        Also write every event to this file, as a line of JSON each ("-": to standard output).
+        Also write every event to this file, as a line of JSON each.
     json
         Print the results as JSON, and nothing else, to standard output.
     quiet
@@ -110,7 +114,7 @@ def resume(
     jobs
         How many calls may run at once.
     events
-        Also write every event to this file, as a line of JSON each ("-": to standard output).
+        Also write every event to this file, as a line of JSON each.
     json
         Print the results as JSON, and nothing else, to standard output.
     quiet
@@ -144,16 +148,14 @@ def _do(
     json: bool,
     quiet: bool,
 ) -> int:
-    console = Console(file=sys.stderr if json or str(events) == "-" else sys.stdout)
+    console = Console(file=sys.stderr if json else sys.stdout)
     watcher = Watcher(console, quiet=quiet)
     with ExitStack() as stack:
         stack.enter_context(store)
         lines: TextIO | None = None
         if events is not None:
             events.parent.mkdir(parents=True, exist_ok=True)
-            lines = (
-                sys.stdout if str(events) == "-" else stack.enter_context(events.open("a", encoding="utf-8"))
-            )
+            lines = stack.enter_context(events.open("a", encoding="utf-8"))
         current: list[WorkflowRun] = []
 
         def listen(event: ev.RunEvent) -> None:
@@ -169,10 +171,23 @@ def _do(
         watcher.watch(begun.manager)
         if _counts_by_estimate(begun.manager) and not quiet:
             console.print("Tokens are estimated (within 25 %): the vocabulary is not in tiktoken's cache.")
-        with watcher:
-            outcome = begun.execute()
+        try:
+            with watcher:
+                outcome = begun.execute()
+        except StoreError as error:
+            print(f"tbc: {error} Then:  tbc resume {begun.row.run}", file=sys.stderr)
+            return _STORE_FAILED
         _say(outcome, begun, console, json=json, quiet=quiet)
     return _CODES[outcome.state]
+
+
+def _how_to_go_on(run: str, refused: Decision) -> str:
+    """Return what to do about a budget that is exhausted: the run's own, or that of an agent."""
+    options = {"usd": "--add-usd AMOUNT", "tokens": "--add-tokens AMOUNT"}
+    if refused.top == ROOT and refused.axis in options:
+        return f"Go on with more budget:  tbc resume {run} {options[refused.axis]}"
+    whose = f"max_{refused.axis} of {refused.top!r}"
+    return f"Raise {whose} in the workflow file, then go on:  tbc resume {run}"
 
 
 def _counts_by_estimate(manager: BudgetManager) -> bool:
@@ -202,12 +217,12 @@ def _say(outcome: Outcome, begun: WorkflowRun, console: Console, *, json: bool, 
             ],
             "error": None if outcome.error is None else f"{type(outcome.error).__name__}: {outcome.error}",
         }
-        print(json_format.dumps(found, indent=2, ensure_ascii=False))
+        print(json_format.dumps(found, indent=2))
         return
     bill = make_bill(begun.row, begun.lines(), ())
 
     def say(text: str) -> None:
-        console.print(Text(text), soft_wrap=True)
+        console.print(Text(printable(text)), soft_wrap=True)
 
     if not quiet:
         say("")
@@ -223,8 +238,8 @@ def _say(outcome: Outcome, begun: WorkflowRun, console: Console, *, json: bool, 
         for name, decision in outcome.would_refuse:
             say(f"  {name}: {decision.reason}")
     say(f"{outcome.run}: {outcome.state}, spent {money(bill.total)}, {bill.total.tokens:,} tokens")
-    if outcome.state == "exhausted":
-        say(f"Go on with more budget:  tbc resume {outcome.run} --add-usd AMOUNT")
+    if outcome.refused is not None:
+        say(_how_to_go_on(outcome.run, outcome.refused))
     elif outcome.state != "finished":
         say(f"{outcome.error}")
         say(f"Go on:  tbc resume {outcome.run}")

@@ -23,12 +23,13 @@ from typing import Any
 
 from attrs import frozen
 
+from tbc.govern import Call
+from tbc.holds import AsCurrent
 from tbc.replies import text_of
 from tbc.run_errors import ResultNotKeptError, WorkflowFileError
 from tbc.runs.workflow import Workflow
-from tbc.streams import AsyncStream, Stream
 
-__all__ = ["StepFunction", "confidence_of", "find_functions", "result_of", "wait_for"]
+__all__ = ["StepFunction", "confidence_of", "fetch", "find_functions", "result_of"]
 
 
 @frozen
@@ -88,20 +89,47 @@ def _find(call: str) -> StepFunction:
     return StepFunction(function, anything or "model" in by_name, anything or "max_output_tokens" in by_name)
 
 
-def wait_for(reply: Any) -> Any:
-    """Return a reply when it is there: awaited in an event loop of its own, and read to its end."""
-    if isinstance(reply, Stream):
-        return "".join(text_of(chunk) for chunk in reply)
-    if not isinstance(reply, AsyncStream) and not inspect.isawaitable(reply):
-        return reply
+def fetch(call: Call) -> tuple[Any, bool]:
+    """Make a call and wait for all of its reply; an exception ends its hold.
 
-    async def waiting() -> Any:
-        found = reply if isinstance(reply, AsyncStream) else await reply
-        if isinstance(found, AsyncStream):
-            return "".join([text_of(chunk) async for chunk in found])
-        return found
+    Returns
+    -------
+    reply : object
+        What came; of a stream its text.
+    streamed : bool
+        Whether it was a stream.
+    """
+    reply = call.start()
+    with AsCurrent(call.hold):
+        try:
+            if inspect.isawaitable(reply) or hasattr(type(reply), "__anext__"):
+                return asyncio.run(_wait_for(call, reply))
+            return _read(call, reply)
+        except BaseException as error:
+            call.fail(error)
+            raise
 
-    return wait_for(asyncio.run(waiting()))
+
+def _read(call: Call, reply: Any) -> tuple[Any, bool]:
+    if not hasattr(type(reply), "__next__"):
+        return reply, False
+    text = []
+    for chunk in reply:
+        call.add_chunk(chunk)
+        text.append(text_of(chunk))
+    return "".join(text), True
+
+
+async def _wait_for(call: Call, reply: Any) -> tuple[Any, bool]:
+    while inspect.isawaitable(reply):
+        reply = await reply
+    if not hasattr(type(reply), "__anext__"):
+        return _read(call, reply)
+    text = []
+    async for chunk in reply:
+        call.add_chunk(chunk)
+        text.append(text_of(chunk))
+    return "".join(text), True
 
 
 def confidence_of(reply: object) -> float | None:

@@ -22,15 +22,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 
 from tbc.axes import MAX_AMOUNT, format_amount
+from tbc.contract import check_amount
 from tbc.decision import Decision, Kind, Settlement, Status
-from tbc.errors import BudgetExceededError, GateClosedError
+from tbc.desk import UNKNOWN_PRICE
+from tbc.errors import BudgetExceededError, GateClosedError, UnknownPriceError
 from tbc.events import Booked, Event, ThresholdReached
 from tbc.govern import Call
 from tbc.keeper import Keeper
 from tbc.manager import BudgetManager
 from tbc.pool import has_reached
 from tbc.runs import events as ev
-from tbc.runs.calls import StepFunction, confidence_of, find_functions, result_of, wait_for
+from tbc.runs.calls import StepFunction, confidence_of, fetch, find_functions, result_of
 from tbc.runs.references import render
 from tbc.runs.workflow import Step, Workflow
 from tbc.stores.rows import LineRow, RunRow, StepRow
@@ -122,7 +124,8 @@ class WorkflowRun:
     done : dict
         Rows of the steps that have been begun, by `Task.key`.
     listen : callable, optional
-        Told of every event after it has been written. What it raises is the caller's.
+        Told of every event after it has been written. If it raises, it is told nothing more, and the run
+        goes on.
     jobs : int, default 8
         How many calls may run at once.
     """
@@ -144,7 +147,7 @@ class WorkflowRun:
         self._keeper = keeper
         self._rows = dict(done or {})
         self._listen = listen
-        self._jobs = jobs
+        self._jobs = check_amount("jobs", jobs, least=1)
         self._functions: dict[str, StepFunction] = {}
         self._results: dict[str, Any] = {}
         self._partial: dict[str, dict[int, Any]] = {}
@@ -156,6 +159,8 @@ class WorkflowRun:
         self._failure: BaseException | None = None
         self._state: State | None = None
         self._exceeded: dict[str, int] = {}
+        self._interrupts = 0
+        self._deaf = False  # whether the listener has failed
 
     # -- the run -------------------------------------------------------------------------------------------
 
@@ -164,13 +169,15 @@ class WorkflowRun:
         unsubscribe = self.manager.subscribe(self._hear)
         try:
             self._functions = find_functions(self.workflow)
-            self._write(state="running")
+            # What is to be done again is so from now on, whatever happens to this process.
+            self._write(*(row for row in self._rows.values() if row.state != "done"), state="running")
             graph = graphlib.TopologicalSorter({step.id: set(step.needs) for step in self.workflow.steps})
             graph.prepare()
             with ThreadPoolExecutor(self._jobs, thread_name_prefix="tbc-run") as pool:
                 try:
                     self._run(graph, pool)
                 except KeyboardInterrupt as error:
+                    self._interrupts += 1
                     self._stop("interrupted", error)
                 while self._running:
                     self._collect(graph)
@@ -224,9 +231,12 @@ class WorkflowRun:
 
     def _dispatch(self, pool: ThreadPoolExecutor, graph: graphlib.TopologicalSorter[str]) -> None:
         """Take holds for what is waiting, in order, and let the calls run."""
+        busy: set[str] = set()
         for task in list(self._waiting):
             if self._state is not None or len(self._running) >= self._jobs:
                 return
+            if task.step.agent in busy:  # in the order of the file: nobody is overtaken by a smaller call
+                continue
             try:
                 taken = self._take(task)
             except GateClosedError:
@@ -239,18 +249,32 @@ class WorkflowRun:
                 self._exhaust(task, error)
                 return
             except Exception as error:
-                self.news(ev.StepFailed(task.name, f"{type(error).__name__}: {error}", {}))
+                self.news(ev.StepFailed(task.name, _in_words(error), {}))
                 self._stop("failed", error)
                 return
             if taken is _WAIT:
+                busy.add(task.step.agent)
                 continue
-            call, model = taken
             self._waiting.remove(task)
-            hold = call.hold
-            held = {part.books.axis: part.amount for part in (hold, *hold.others)}
+            call, model = taken
+            self._begin(task, call, model, pool)
+
+    def _begin(self, task: Task, call: Call, model: str | None, pool: ThreadPoolExecutor) -> None:
+        """Write down that a call is about to be made, and make it."""
+        hold = call.hold
+        held: dict[str, int] = {part.books.axis: part.amount for part in (hold, *hold.others)}
+        future: Future[None] | None = None
+        try:
             self.news(ev.StepStarted(task.name, task.step.agent, model, held))
             self._keep_row(task, "running", attempt=True)
-            self._running[pool.submit(self._call, task, call, model)] = task
+            future = pool.submit(self._call, task, call, model)
+            self._running[future] = task
+        except BaseException:
+            if future is None:  # Ctrl-C, or a store that is full: nothing was sent
+                hold.void()
+                row = self._rows.get(task.key) or StepRow(*task.key, operation=task.name)
+                self._rows[task.key] = row._replace(state="pending")
+            raise
 
     # -- one call ------------------------------------------------------------------------------------------
 
@@ -271,10 +295,19 @@ class WorkflowRun:
                 models = [(step.fallback_model, reached)]
             else:
                 models.append((step.fallback_model, "short"))
-        refused: BudgetExceededError | None = None
+        refused: Exception | None = None
+        first: Decision | None = None
         for model, reason in models:
-            call, decision, error = self._ask(task, value, model)
-            if decision is None or not decision.status.refuses:
+            last = (model, reason) == models[-1]
+            try:
+                call, decision, error = self._ask(task, value, model)
+            except UnknownPriceError as unknown:
+                if last:
+                    raise (refused or unknown) from None
+                refused = refused or unknown
+                continue
+            first = first or (decision if decision is not None and _refuses(decision) else None)
+            if decision is None or not _refuses(decision):
                 assert call is not None, "what is not refused is granted"
                 if reason:
                     self._take_note(task, call, model, reason)
@@ -287,19 +320,17 @@ class WorkflowRun:
                 if call is not None:
                     call.hold.void()
                 return _WAIT
-            if (model, reason) != models[-1]:
+            if not last:
                 if call is not None:
                     call.hold.void()
                 refused = refused or error
                 continue
             if error is not None:
                 raise refused or error
-            assert call is not None, "audit mode refuses nothing"
-            self._would_refuse.append((task.name, decision))
+            assert call is not None and first is not None, "audit mode refuses nothing"
+            self._would_refuse.append((task.name, first))
             self.news(
-                ev.WouldRefuse(
-                    task.name, decision.axis, decision.requested, decision.available or 0, decision.reason
-                )
+                ev.WouldRefuse(task.name, first.axis, first.requested, first.available or 0, first.reason)
             )
             return call, model
         raise AssertionError("there is a last model")
@@ -348,13 +379,24 @@ class WorkflowRun:
     def _call(self, task: Task, call: Call, model: str | None) -> None:
         """Make the call, in a thread of its own, and write down what came of it."""
         try:
-            reply = wait_for(call.finish_or_follow(call.start()))
-            result = result_of(task.name, reply)
+            reply, streamed = fetch(call)
+            with self._keeper.alone():  # what it cost and its result are kept together, or not at all
+                if streamed:
+                    call.finish_stream()
+                else:
+                    call.finish(reply)
+                self._keep_result(task, call, model, result_of(task.name, reply))
         except BaseException as error:
-            self.news(ev.StepFailed(task.name, f"{type(error).__name__}: {error}", _spent(call)))
-            self._check_exceeded(task)
-            self._keep_row(task, "failed", error=f"{type(error).__name__}: {error}")
+            with self._keeper.alone():
+                if call.hold.state == "open":
+                    call.hold.settle(estimated=True)
+                said = _in_words(error)
+                self.news(ev.StepFailed(task.name, said, _spent(call)))
+                self._check_exceeded(task)
+                self._keep_row(task, "failed", error=said)
             raise
+
+    def _keep_result(self, task: Task, call: Call, model: str | None, result: object) -> None:
         settlement = call.hold.settlement
         assert settlement is not None, "a call that has returned is settled"
         unpriced = sum(booking.unpriced for booking in settlement.others)
@@ -373,7 +415,8 @@ class WorkflowRun:
         try:
             ended, _ = wait(self._running, return_when=FIRST_COMPLETED)
         except KeyboardInterrupt as error:
-            if self._state == "interrupted":
+            self._interrupts += 1
+            if self._interrupts > 1:
                 raise
             self._stop("interrupted", error)
             return
@@ -423,15 +466,15 @@ class WorkflowRun:
 
     def _end(self) -> Outcome:
         state: State = self._state or "finished"
-        done = sum(row.state == "done" for row in self._rows.values())
         error = self._failure
-        if state == "finished":
+        done, steps = len(self._results), len(self.workflow.steps)
+        if error is None:
             self.news(ev.RunFinished(done))
         else:
-            self.news(ev.WorkflowFailed(state, f"{type(error).__name__}: {error}"))
-        left = len(self._waiting) + sum(row.state != "done" for row in self._rows.values())
-        self.news(ev.CheckpointSaved(self._keeper.path, done, left))
-        self._write(state=state, exit_reason=None if error is None else f"{type(error).__name__}: {error}")
+            self.news(ev.WorkflowFailed(state, _in_words(error)))
+        self.news(ev.CheckpointSaved(self._keeper.path, done, steps - done))
+        pending = (row for row in self._rows.values() if row.state == "pending")
+        self._write(*pending, state=state, exit_reason=None if error is None else _in_words(error))
         return Outcome(
             self.row.run,
             state,
@@ -478,7 +521,7 @@ class WorkflowRun:
         row = old._replace(
             state=state,
             attempt=old.attempt + attempt,
-            result=json.dumps(result, ensure_ascii=False) if state == "done" else None,
+            result=json.dumps(result) if state == "done" else None,
             fingerprint=task.step.fingerprint,
             started_at=now if attempt else old.started_at,
             ended_at=None if attempt else now,
@@ -507,11 +550,28 @@ class WorkflowRun:
             self._tell(event)
 
     def _tell(self, event: ev.RunEvent) -> None:
-        if self._listen is not None:
+        if self._listen is None or self._deaf:
+            return
+        try:
             self._listen(event)
+        except (Exception, SystemExit) as error:  # SystemExit: what shows a run may end on a broken pipe
+            import logging
+
+            self._deaf = True
+            logging.getLogger("tbc").warning("the run is told to nobody from here on: %r", error)
 
     def _wall(self) -> float:
         return self.manager.ledger.wall(self.manager.now())
+
+
+def _refuses(decision: Decision) -> bool:
+    """Return whether enforcement refuses: by the budget, or (in audit mode, noted) for an unknown price."""
+    return decision.status.refuses or decision.note.startswith(UNKNOWN_PRICE)
+
+
+def _in_words(error: BaseException | None) -> str:
+    text = f"{type(error).__name__}: {error}"
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _spent(call: Call) -> dict[str, int]:

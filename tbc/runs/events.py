@@ -48,7 +48,7 @@ class RunEvent:
 
     def as_json(self) -> str:
         """Return its fields as JSON, without the kind."""
-        return json.dumps(attrs.asdict(self), ensure_ascii=False)
+        return json.dumps(attrs.asdict(self))
 
 
 @attrs.frozen
@@ -61,7 +61,7 @@ class RunStarted(RunEvent):
 
 @attrs.frozen
 class RunResumed(RunEvent):
-    """A run goes on in a new process: so many steps are done, these are asked for again."""
+    """A run goes on in a new process: so many calls were made before, these steps are gone on with."""
 
     done: int
     again: list[str]
@@ -155,7 +155,7 @@ class BudgetWarning(RunEvent):
 
 @attrs.frozen
 class BudgetExceeded(RunEvent):
-    """More was spent than the budget; told the first time, and again at each further full budget."""
+    """More was spent than the budget; told first, and whenever a further full budget has been spent since."""
 
     axis: Axis
     budget: int
@@ -194,7 +194,7 @@ class RunFinished(RunEvent):
 
 @attrs.frozen
 class CheckpointSaved(RunEvent):
-    """Everything that was paid for is on the disk, and the run can be resumed."""
+    """Everything that was paid for is on the disk: so many steps are done, so many are open."""
 
     path: str
     done: int
@@ -229,4 +229,4 @@ class Moved(RunEvent):
 def json_line(run: str, at: float, event: RunEvent) -> str:
     """Return an event as one line of JSON."""
     fields: dict[str, Any] = {"at": at, "run": run, "event": event.kind, **json.loads(event.as_json())}
-    return json.dumps(fields, ensure_ascii=False)
+    return json.dumps(fields)

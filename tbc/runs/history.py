@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from tbc.run_errors import RunBusyError, RunError, UnknownRunError, WorkflowChan
 from tbc.runs import events as ev
 from tbc.runs.config import load_workflow, parse_workflow
 from tbc.runs.engine import WorkflowRun
-from tbc.runs.workflow import Workflow, changed_steps, downstream
+from tbc.runs.workflow import Step, Workflow, changed_steps, downstream
 from tbc.stores.rows import RunRow, StepRow
 
 if TYPE_CHECKING:
@@ -206,14 +205,14 @@ def resume(
             settlement = hold.settle(estimated=True)
             spent = {"tokens": settlement.tokens} | {each.axis: each.amount for each in settlement.others}
             news.append(ev.StepInterrupted(hold.operation or "", spent))
-        _register(manager, workflow)
         again = set(downstream(workflow, changed))
         rows: dict[tuple[str, str], StepRow] = {}
         for step in store.steps(row.run):
             done = step.state == "done" and step.step not in again
-            rows[step.step, step.item] = step if done else step._replace(state="pending")
+            rows[step.step, step.item] = step if done else step._replace(state="pending", result=None)
         if add_usd is not None or add_tokens:
-            news += _top_up(manager, add_usd, add_tokens)
+            news += _top_up(manager, row.run, add_usd, add_tokens)
+        _register(manager, workflow)
         row = row._replace(
             path=os.path.abspath(workflow.path),
             source=workflow.source,
@@ -224,14 +223,21 @@ def resume(
             if event.kind == ev.BudgetExceeded.kind:
                 told = json.loads(event.body)
                 begun.remember_exceeded(told["axis"], told["spent"])
-        open_again = [step.id for step in workflow.steps if step.id in again or _is_open(step.id, rows)]
+        open_again = [step.id for step in workflow.steps if _is_open(step, workflow, rows)]
         begun.news(ev.RunResumed(sum(each.state == "done" for each in rows.values()), open_again), *news)
         yield begun
 
 
-def _is_open(step_id: str, rows: dict[tuple[str, str], StepRow]) -> bool:
-    mine = [row for (step, _), row in rows.items() if step == step_id]
-    return not mine or any(row.state != "done" for row in mine)
+def _is_open(step: Step, workflow: Workflow, rows: dict[tuple[str, str], StepRow]) -> bool:
+    """Return whether a step is to be gone on with, as far as that is known before it is."""
+    mine = [row for (name, _), row in rows.items() if name == step.id]
+    if not mine or any(row.state != "done" for row in mine):
+        return True
+    if step.for_each is None:
+        return False
+    # How many items there are is not kept; that they are all done shows in who needed them.
+    needing = {other.id for other in workflow.steps if step.id in other.needs}
+    return bool(needing) and not any(name in needing for name, _ in rows)
 
 
 def _manager(
@@ -264,11 +270,11 @@ def _parents_first(workflow: Workflow) -> Iterator[str]:
                 yield name
 
 
-def _top_up(manager: BudgetManager, usd: Any, tokens: int) -> list[ev.RunEvent]:
+def _top_up(manager: BudgetManager, run: str, usd: Any, tokens: int) -> list[ev.RunEvent]:
     before = manager.used()
     for axis, asked in ((USD, usd is not None), ("tokens", bool(tokens))):
         if asked and axis not in before:
-            raise RunError("", f"it has no budget in {axis}: there is nothing to add to")
+            raise RunError(run, f"it has no budget in {axis}: there is nothing to add to")
     manager.top_up(ROOT, tokens, usd=usd)
     after = manager.used()
     return [
@@ -314,7 +320,5 @@ def _alone(store: SqliteStore, run: str) -> Generator[None]:
         except BlockingIOError:
             raise RunBusyError(run, "another process is at work on it") from None
         yield
-        with contextlib.suppress(OSError):
-            path.unlink()
     finally:
         os.close(handle)

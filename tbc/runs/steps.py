@@ -11,7 +11,8 @@ A `Run` is one task with one limit. Each `Run.execute` is one step of it:
 What is left of the limit is never promised twice, so steps may run concurrently, in threads and in tasks. A
 step that sends no more than is counted and writes no more than its declared `max_output_tokens` costs no more
 than its hold: then the limit is never crossed. Without a declared cap it may cost more than projected; the
-excess is booked, and the limit is crossed at most by the excess of the steps that were in flight.
+excess is booked, and the limit is crossed at most by the excess of the steps that were in flight. (Tokens are
+those of text: audio at a price of its own may cost more.)
 
 Without a limit everything is only observed.
 """
@@ -29,10 +30,11 @@ from typing import Any, Final, NamedTuple
 from tbc.clock import EPOCH, Clock, system_clock
 from tbc.contract import check_amount
 from tbc.decision import Mode
-from tbc.errors import InvalidContractError
+from tbc.errors import InvalidContractError, UnknownPriceError
 from tbc.holds import AsCurrent
 from tbc.money import Money, to_nano, to_usd
 from tbc.pricing import Price, PriceTable, UnknownPrice
+from tbc.run_errors import StepUnpricedError
 from tbc.runs.step_books import Begun, Step, StepBooks
 from tbc.runs.step_log import StepLog, line_after, line_before
 from tbc.runs.step_prices import REFUSE, TRACK, Policy, price_of, read_cost_model, read_policy
@@ -224,8 +226,9 @@ class Run(StepBooks):
             It would cross the limit (also a `RuntimeError` and a `BudgetExceededError`). It did not run.
         StepResultError
             It ran and did not say what it used (also a `RuntimeError`). Its whole hold is booked.
-        UnknownPriceError
-            There is a limit, and nobody knows what it would cost.
+        StepUnpricedError
+            There is a limit, and nobody knows what it would cost (also a `RuntimeError` and an
+            `UnknownPriceError`). It did not run.
         InvalidAmountError, InvalidPriceError, InvalidContractError
             An argument that cannot be; nothing ran.
 
@@ -331,7 +334,10 @@ class Run(StepBooks):
         policy = terms.policy or REFUSE
         if policy is REFUSE and (not capped or self.manager.mode == "audit"):
             policy = TRACK
-        price = price_of(terms.model, self.manager.prices, policy, self._today())
+        try:
+            price = price_of(terms.model, self.manager.prices, policy, self._today())
+        except UnknownPriceError as error:
+            raise StepUnpricedError(error.model, error.hint) from None
         if price is None or price is not policy.policy:
             return price, None
         with self._lock:

@@ -91,6 +91,26 @@ def test_results_alone_as_json_and_events_as_lines(capsys):
     assert "budget_warning" in kinds
 
 
+def test_what_to_do_depends_on_what_ran_out(capsys):
+    flow = FLOW.replace("budget_usd: 0.015", "budget_tokens: 150")
+    Path("flow.yaml").write_text(flow)
+    assert run(["run", "flow.yaml", "--name", "r"]) == 3
+    assert "tbc resume r --add-tokens AMOUNT" in capsys.readouterr().out
+    Path("flow.yaml").write_text(
+        FLOW.replace("budget_usd: 0.015, ", "").replace("{a: {}}", "{a: {max_calls: 1}}")
+    )
+    assert run(["run", "flow.yaml", "--name", "c"]) == 3
+    assert "Raise max_calls of 'a' in the workflow file" in capsys.readouterr().out
+
+
+def test_nothing_commands_the_terminal(capsys):
+    Path("flow.yaml").write_text(
+        FLOW.replace("input: Summer", 'input: "\\e[2J\\e]0;title\\a"').replace("0.015", "1")
+    )
+    assert run(["run", "flow.yaml", "--name", "r"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
 def test_quiet_says_the_result_only(capsys):
     assert run(["run", CHAPTERS, "--quiet", "--name", "r"]) == 0
     said = capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import tbc
 from tbc.clock import ManualClock
 from tbc.decision import Status
+from tbc.runs import engine
 from tbc.runs import events as ev
 from tbc.runs.bill import as_csv, as_json, make_bill, money
 from tbc.runs.config import load_workflow
@@ -382,6 +384,120 @@ class TestResume:
         for name in ("r", "../r", "a b", ""):
             with pytest.raises(tbc.RunError):
                 kit.run("{}", step("one"), run=name)
+
+
+class TestMoments:
+    """What happens between two steps of the engine."""
+
+    def test_what_a_call_cost_and_its_result_are_kept_together(self, kit, monkeypatch):
+        seen: list[bool] = []
+        original = engine.result_of
+
+        def watched(name: str, reply: object) -> object:
+            thread = threading.Thread(
+                target=lambda: seen.append(running[0]._keeper.alone().acquire(blocking=False))
+            )
+            thread.start()
+            thread.join()
+            return original(name, reply)
+
+        monkeypatch.setattr(engine, "result_of", watched)
+        kit.write("{}", step("one"))
+        with start(load_workflow(kit.file), kit.store, run="r", **kit._how()) as begun:
+            running = [begun]
+            begun.execute()
+        assert seen == [False]  # nobody else could have kept the one without the other
+
+    def test_a_call_that_was_not_made_costs_nothing(self, kit, monkeypatch):
+        def interrupted(self, *call):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.ThreadPoolExecutor, "submit", interrupted)
+            assert (
+                kit.run("{budget_usd: 1, budget_mode: enforce}", step("one", **DEAR)).state == "interrupted"
+            )
+        assert (asked(), kit.bill().total.usd) == ([], 0)
+        assert [row.state for row in kit.store.steps("r")] == ["pending"]
+        assert kit.resume().state == "finished"
+        assert (asked(), kit.bill().total.usd, kit.told(ev.StepInterrupted)) == (["one"], 10_100_000, [])
+
+    def test_a_listener_that_breaks_does_not_break_the_run(self, kit, caplog):
+        def broken(event: ev.RunEvent) -> None:
+            raise SystemExit(1) if isinstance(event, ev.StepStarted) else BrokenPipeError
+
+        kit.write("{}", step("one") + step("two", after=["one"]))
+        with start(load_workflow(kit.file), kit.store, run="r", clock=kit.clock, listen=broken) as begun:
+            assert begun.execute().state == "finished"
+        assert caplog.text.count("told to nobody from here on") == 1
+
+    def test_changes_that_were_accepted_stay_so_when_the_run_stops_again(self, kit):
+        kit.run("{budget_usd: 0.025, budget_mode: enforce}", TestResume.TWO)
+        other = TestResume.TWO.replace('"input": "one"', '"input": "other"')
+        kit.write("{budget_usd: 0.025, budget_mode: enforce}", other)
+        assert kit.resume(accept_changes=True).state == "exhausted"
+        assert kit.told(ev.RunResumed)[-1].again == ["one", "two", "three"]
+        outcome = kit.resume(add_usd=1)
+        assert outcome.results["one"] == "answer to other"
+        assert asked() == ["one", "two", "other", "two", "three"]
+
+    def test_a_raised_cap_of_an_agent_is_paid_by_what_is_added(self, kit):
+        capped = "agents: {a: {max_usd: 0.011}}"
+        limits = "{budget_usd: 0.011, budget_mode: enforce}"
+        assert kit.run(limits, TestResume.TWO, capped).state == "exhausted"
+        kit.write(limits, TestResume.TWO, capped.replace("0.011", "0.5"))
+        assert kit.resume(add_usd="0.6").state == "finished"
+
+    @pytest.mark.parametrize("jobs", [0, -1, True, 1.5])
+    def test_nobody_works_with_no_hands(self, kit, jobs):
+        with pytest.raises(tbc.InvalidAmountError):
+            kit.run("{}", step("one"), jobs=jobs)
+        assert kit.store.run("r") is None
+
+    def test_text_that_utf_8_cannot_hold_is_kept_all_the_same(self, kit):
+        outcome = kit.run("{}", step("one", "surrogate"))
+        assert (outcome.state, outcome.results) == ("finished", {"one": "a\ud800b"})
+        failed = kit.run("{}", step("one", "surrogate", input="raise"), run="e")
+        assert failed.state == "failed"
+        assert kit.store.run("e").exit_reason == "ValueError: bad \\ud800"
+
+
+class TestAuditAgainstEnforcement:
+    def both(self, kit, limits: str, steps: str) -> tuple[Outcome, Outcome]:
+        return kit.run(limits, steps), kit.run(limits, steps, run="e", mode="enforce")
+
+    def test_the_first_refusal_is_the_models_own_where_its_fallback_does_not_fit_either(self, kit):
+        audit, enforced = self.both(kit, "{budget_usd: 0.0005}", step("one", fallback_model="cheap", **DEAR))
+        _, first = audit.would_refuse[0]
+        refused = enforced.refused
+        assert (first.axis, first.requested, first.available) == (
+            refused.axis,
+            refused.requested,
+            refused.available,
+        )
+
+    def test_an_unknown_price_is_listed(self, kit):
+        audit, enforced = self.both(kit, "{budget_usd: 1}", step("one", model="nobodys", max_output_tokens=5))
+        assert (audit.state, enforced.state) == ("finished", "failed")
+        assert isinstance(enforced.error, tbc.UnknownPriceError)
+        ((name, decision),) = audit.would_refuse
+        assert (name, decision.note) == (
+            "one",
+            "Enforcement would refuse it: model 'nobodys' has no known price.",
+        )
+
+    def test_a_fallback_with_a_price_stands_in_for_a_model_without(self, kit):
+        audit, enforced = self.both(
+            kit, "{budget_usd: 1}", step("one", **{**DEAR, "model": "nobodys"}, fallback_model="cheap")
+        )
+        assert (audit.state, enforced.state, audit.would_refuse) == ("finished", "finished", ())
+        assert run_steps.CALLS == [("one", "cheap"), ("one", "cheap")]
+
+    def test_where_the_fallback_has_no_price_the_budget_is_what_refused(self, kit):
+        enforced = kit.run(
+            "{budget_usd: 0.0005, budget_mode: enforce}", step("one", fallback_model="nobodys", **DEAR)
+        )
+        assert enforced.state == "exhausted"
 
 
 class TestBill:

@@ -932,3 +932,10 @@ def test_an_estimate_counts_where_there_is_no_vocabulary():
     run = tbc.Run("t", cost_model=CENT, counter=EstimateCounter(), quiet=True)
     run.execute(returns(reply()), "How far is it to the sea?")
     assert run.steps[0].projected_input == 8
+
+
+def test_an_unknown_price_under_a_limit_ends_a_loop_that_looks_for_runtime_errors():
+    run = tbc.Run("unpriced", max_cost=1, model="nobody-s-model", quiet=True)
+    with pytest.raises(RuntimeError) as refused:
+        run.execute(lambda: {"output": "", "usage": {"input_tokens": 1, "output_tokens": 1}})
+    assert isinstance(refused.value, tbc.UnknownPriceError)
