@@ -147,6 +147,7 @@ class Journal:
         tokens = openings[TOKENS]
         forget = lines.popleft
         line: Any = None
+        last, sums = None, [0]
         for _ in range(len(lines) - self._keep):
             line = lines[0]
             kind = type(line)
@@ -154,9 +155,9 @@ class Journal:
                 self._fold_entry(line)
                 continue
             name = line[1] if kind is Settlement else line.books.name
-            sums = tokens.get(name)
-            if sums is None:
-                sums = tokens[name] = [0, 0, 0, 0, 0]
+            if name is not last:  # most lines are of the same account as the one before
+                sums = tokens.setdefault(name, [0, 0, 0, 0, 0])
+                last = name
             # No call from here on but the last: see `Ledger.book`.
             if kind is Settlement:
                 sums[1] += line[3]
