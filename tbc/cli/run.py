@@ -178,7 +178,7 @@ def _do(
             print(f"tbc: {error} Then:  tbc resume {begun.row.run}", file=sys.stderr)
             return _STORE_FAILED
         _say(outcome, begun, console, json=json, quiet=quiet)
-    return _CODES[outcome.state]
+    return _STORE_FAILED if isinstance(outcome.error, StoreError) else _CODES[outcome.state]
 
 
 def _how_to_go_on(run: str, refused: Decision) -> str:

@@ -25,7 +25,7 @@ from tbc.axes import MAX_AMOUNT, format_amount
 from tbc.contract import check_amount
 from tbc.decision import Decision, Kind, Settlement, Status
 from tbc.desk import UNKNOWN_PRICE
-from tbc.errors import BudgetExceededError, GateClosedError, UnknownPriceError
+from tbc.errors import BudgetExceededError, GateClosedError, StoreError, UnknownPriceError
 from tbc.events import Booked, Event, ThresholdReached
 from tbc.govern import Call
 from tbc.keeper import Keeper
@@ -155,6 +155,7 @@ class WorkflowRun:
         self._waiting: list[Task] = []
         self._running: dict[Future[None], Task] = {}
         self._news: deque[ev.RunEvent] = deque()  # not yet written
+        self._unwritten: dict[tuple[str, str], StepRow] = {}
         self._would_refuse: list[tuple[str, Decision]] = []
         self._failure: BaseException | None = None
         self._state: State | None = None
@@ -386,6 +387,8 @@ class WorkflowRun:
                 else:
                     call.finish(reply)
                 self._keep_result(task, call, model, result_of(task.name, reply))
+        except StoreError:  # the call is paid for: its row stays to be written, with the next that is
+            raise
         except BaseException as error:
             with self._keeper.alone():
                 if call.hold.state == "open":
@@ -527,25 +530,31 @@ class WorkflowRun:
             ended_at=None if attempt else now,
             error=error,
         )
-        self._write(row)
         self._rows[task.key] = row
+        self._write(row)
 
     def _write(self, *rows: StepRow, state: str | None = None, exit_reason: str | None = None) -> None:
-        """Write the books, these rows and all news in one transaction, and then tell the news."""
+        """Write the books, these rows and all news in one transaction, and then tell the news.
+
+        What cannot be written now, as others keep the store busy or the disk is full, is written next time.
+        """
         now = self._wall()
         if state is not None:
             self.row = self.row._replace(state=state, exit_reason=exit_reason, updated_at=now)
         told: list[ev.RunEvent] = []
-        try:
-            with self._keeper.keep() as writer:
-                writer.put_run(self.row._replace(updated_at=now))
-                writer.put_steps(self.row.run, rows)
-                while self._news:
-                    told.append(self._news.popleft())
-                    writer.put_event(self.row.run, now, told[-1].kind, told[-1].as_json())
-        except BaseException:
-            self._news.extendleft(reversed(told))
-            raise
+        with self._keeper.alone():
+            self._unwritten.update({(row.step, row.item): row for row in rows})
+            try:
+                with self._keeper.keep() as writer:
+                    writer.put_run(self.row._replace(updated_at=now))
+                    writer.put_steps(self.row.run, self._unwritten.values())
+                    while self._news:
+                        told.append(self._news.popleft())
+                        writer.put_event(self.row.run, now, told[-1].kind, told[-1].as_json())
+            except BaseException:
+                self._news.extendleft(reversed(told))
+                raise
+            self._unwritten.clear()
         for event in told:
             self._tell(event)
 

@@ -21,6 +21,7 @@ from tbc.runs.config import load_workflow
 from tbc.runs.engine import Outcome, WorkflowRun
 from tbc.runs.history import find_run, resume, start
 from tbc.stores import SqliteStore
+from tbc.stores.writer import Writer
 from tbc.testing import check_books
 from tests import run_steps
 
@@ -407,6 +408,28 @@ class TestMoments:
             running = [begun]
             begun.execute()
         assert seen == [False]  # nobody else could have kept the one without the other
+
+    def test_a_result_that_cannot_be_written_at_once_is_written_next(
+        self, kit, monkeypatch
+    ):
+        original, refused = Writer.put_steps, []
+
+        def busy(self, run, rows):
+            rows = list(rows)
+            if not refused and any(row.state == "done" for row in rows):
+                refused.append(rows)
+                raise tbc.StoreBusyError("runs.db", "others are writing", "Ask again")
+            original(self, run, rows)
+
+        monkeypatch.setattr(Writer, "put_steps", busy)
+        outcome = kit.run(
+            "{budget_usd: 1, budget_mode: enforce}", step("one", **DEAR) + step("two", after=["one"])
+        )
+        assert isinstance(outcome.error, tbc.StoreBusyError)
+        assert [row.state for row in kit.store.steps("r")] == ["done"]
+        kit.file.write_text(kit.file.read_text() + "\nunknown_price: track\n")
+        assert kit.resume().results["one"] == "answer to one"
+        assert (asked(), kit.bill().operations[0].calls) == (["one", "two"], 1)
 
     def test_a_call_that_was_not_made_costs_nothing(self, kit, monkeypatch):
         def interrupted(self, *call):
