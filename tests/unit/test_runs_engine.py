@@ -409,9 +409,7 @@ class TestMoments:
             begun.execute()
         assert seen == [False]  # nobody else could have kept the one without the other
 
-    def test_a_result_that_cannot_be_written_at_once_is_written_next(
-        self, kit, monkeypatch
-    ):
+    def test_a_result_that_cannot_be_written_at_once_is_written_next(self, kit, monkeypatch):
         original, refused = Writer.put_steps, []
 
         def busy(self, run, rows):
