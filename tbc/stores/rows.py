@@ -19,6 +19,8 @@ __all__ = [
     "Line",
     "LineRow",
     "LoanRow",
+    "Mark",
+    "News",
     "OpRow",
     "PartRow",
     "PoolRow",
@@ -160,6 +162,24 @@ class PoolRow(NamedTuple):
     head: bytes = b""
 
 
+class Mark(NamedTuple):
+    """How far a pool has come: what a reader knows of it, and what a writer must begin with.
+
+    Attributes
+    ----------
+    version : int
+        Raised by every transaction that wrote to the pool.
+    seq : int
+        The last line of its journal.
+    head : bytes
+        The hash of that line.
+    """
+
+    version: int = 0
+    seq: int = 0
+    head: bytes = b""
+
+
 class AgentRow(NamedTuple):
     """An agent's place in the tree and its terms (JSON)."""
 
@@ -185,11 +205,15 @@ class AccountRow(NamedTuple):
 
 
 class PartRow(NamedTuple):
-    """What a hold sets aside on one axis, and what it set aside at first."""
+    """What a hold sets aside on one axis, and what it set aside at first.
+
+    `unpriced` is 1 where nobody knows the price of what is set aside.
+    """
 
     axis: str
     amount: int
     granted: int
+    unpriced: int = 0
 
 
 class LoanRow(NamedTuple):
@@ -311,6 +335,30 @@ class PoolState(NamedTuple):
     holds: tuple[HoldRow, ...]
     ended: tuple[HoldRow, ...]
     ops: tuple[OpRow, ...]
+
+
+class News(NamedTuple):
+    """What has changed of a pool since a `Mark`.
+
+    Attributes
+    ----------
+    mark : Mark
+        How far it has come.
+    lines : tuple of LineRow
+        The new lines of its journal, oldest first.
+    agents : tuple of AgentRow
+        Those that were written since, in the order of registration.
+    accounts : tuple of AccountRow
+        Those that the new lines name, as they are now.
+    holds : tuple of HoldRow
+        Those that the new lines name, as they are now, oldest first.
+    """
+
+    mark: Mark
+    lines: tuple[LineRow, ...]
+    agents: tuple[AgentRow, ...]
+    accounts: tuple[AccountRow, ...]
+    holds: tuple[HoldRow, ...]
 
 
 class StoreInfo(NamedTuple):

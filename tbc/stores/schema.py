@@ -187,6 +187,11 @@ INSERT INTO meta VALUES
     ('clean_shutdown', '0'),
     ('restore_epoch', '0');
 """,
+    """
+ALTER TABLE agents ADD COLUMN version INTEGER NOT NULL DEFAULT 0 CHECK (version >= 0);
+CREATE INDEX agents_by_version ON agents (pool, version);
+ALTER TABLE hold_parts ADD COLUMN unpriced INTEGER NOT NULL DEFAULT 0 CHECK (unpriced IN (0, 1));
+""",
 )
 
 
@@ -223,16 +228,22 @@ TOUCH_POOL: Final = "UPDATE pools SET version = version + 1, seq = ?, head = ? W
 AGENTS: Final = """
     SELECT agent, position, parent, terms, last_confidence, closed FROM agents WHERE pool = ?
     ORDER BY position"""
+NEW_AGENTS: Final = """
+    SELECT agent, position, parent, terms, last_confidence, closed FROM agents WHERE pool = ? AND version > ?
+    ORDER BY position"""
 PUT_AGENT: Final = """
-    INSERT INTO agents (pool, agent, position, parent, terms, last_confidence, closed)
-    VALUES (?, ?, ?, ?, ?, ?, ?)
+    INSERT INTO agents (pool, agent, position, parent, terms, last_confidence, closed, version)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (pool, agent) DO UPDATE SET
         position = excluded.position, parent = excluded.parent, terms = excluded.terms,
-        last_confidence = excluded.last_confidence, closed = excluded.closed"""
+        last_confidence = excluded.last_confidence, closed = excluded.closed, version = excluded.version"""
 
 ACCOUNTS: Final = """
     SELECT agent, axis, capped, allocated, consumed, held, min_reserve, unpriced
     FROM accounts JOIN agents USING (pool, agent) WHERE pool = ? ORDER BY position, axis"""
+ACCOUNT: Final = """
+    SELECT agent, axis, capped, allocated, consumed, held, min_reserve, unpriced
+    FROM accounts WHERE pool = ? AND agent = ? AND axis = ?"""
 PUT_ACCOUNT: Final = """
     INSERT INTO accounts (pool, agent, axis, capped, allocated, consumed, held, min_reserve, unpriced)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -254,10 +265,12 @@ PUT_HOLD: Final = """
         agent = excluded.agent, state = excluded.state, at = excluded.at, expires_at = excluded.expires_at,
         key = excluded.key, operation = excluded.operation, model = excluded.model,
         request_hash = excluded.request_hash, outcome = excluded.outcome"""
-PARTS: Final = "SELECT axis, amount, granted FROM hold_parts WHERE pool = ? AND hold_id = ? ORDER BY axis"
+PARTS: Final = """
+    SELECT axis, amount, granted, unpriced FROM hold_parts WHERE pool = ? AND hold_id = ? ORDER BY axis"""
 PUT_PART: Final = """
-    INSERT INTO hold_parts (pool, hold_id, axis, amount, granted) VALUES (?, ?, ?, ?, ?)
-    ON CONFLICT (pool, hold_id, axis) DO UPDATE SET amount = excluded.amount, granted = excluded.granted"""
+    INSERT INTO hold_parts (pool, hold_id, axis, amount, granted, unpriced) VALUES (?, ?, ?, ?, ?, ?)
+    ON CONFLICT (pool, hold_id, axis) DO UPDATE SET
+        amount = excluded.amount, granted = excluded.granted, unpriced = excluded.unpriced"""
 LOANS: Final = """
     SELECT axis, position, lender, kind, amount FROM loans WHERE pool = ? AND hold_id = ?
     ORDER BY axis, position"""

@@ -36,6 +36,7 @@ from tbc.errors import (
     StoreError,
     StoreFullError,
     StoreMissingError,
+    StoreStaleError,
 )
 from tbc.stores import schema
 from tbc.stores.chain import PoolCheck, follow, genesis
@@ -46,6 +47,8 @@ from tbc.stores.rows import (
     HoldRow,
     LineRow,
     LoanRow,
+    Mark,
+    News,
     OpRow,
     PartRow,
     PoolRow,
@@ -121,11 +124,21 @@ class SqliteStore:
 
     # -- writing -----------------------------------------------------------------------------------------
 
-    def transaction(self) -> AbstractContextManager[Writer]:
+    def transaction(
+        self, pool: str | None = None, *, at: Mark | None = None
+    ) -> AbstractContextManager[Writer]:
         """Return a block in which rows can be written: all of them are kept, or none.
 
         It waits for other threads and processes. When the block has been left without an exception, what was
         written is on the disk.
+
+        Parameters
+        ----------
+        pool : str, optional
+            The pool that will be written to.
+        at : Mark, optional
+            How far the caller knows it. A file is locked before it is read, so that this can wait until
+            `Writer.mark` tells the truth.
 
         Raises
         ------
@@ -189,6 +202,44 @@ class SqliteStore:
                 tuple(_whole_hold(connection, pool, each) for each in opened),
                 tuple(_whole_hold(connection, pool, each) for each in reversed(ended)),
                 tuple(OpRow._make(each) for each in reversed(ops)),
+            )
+
+    def news(self, pool: str, since: Mark) -> News:
+        """Return what has changed of a pool since a mark; within a transaction also what that has written.
+
+        Raises
+        ------
+        StoreStaleError
+            If the pool has not come that far: another file is in its place.
+        """
+        with self._reading() as connection:
+            row = connection.execute(schema.POOL, (pool,)).fetchone()
+            mark = Mark() if row is None else Mark(*row[4:7])
+            if mark.seq < since.seq or mark.version < since.version:
+                raise StoreStaleError(
+                    self.path,
+                    f"pool {pool!r} has come to line {mark.seq}, and had come to line {since.seq}",
+                    "A restored past is not the pool that was opened: open it again",
+                )
+            if mark.version == since.version:
+                return News(mark, (), (), (), ())
+            lines = [
+                _with_flags(LineRow._make(each), "estimated")
+                for each in connection.execute(schema.PAGE, (pool, since.seq, -1))
+            ]
+            agents = connection.execute(schema.NEW_AGENTS, (pool, since.version)).fetchall()
+            named = {
+                (name, line.axis): None for line in lines for name in (line.agent_name, line.peer) if name
+            }
+            ids = sorted({line.hold_id for line in lines if line.hold_id is not None})
+            accounts = [connection.execute(schema.ACCOUNT, (pool, *each)).fetchone() for each in named]
+            holds = [connection.execute(schema.HOLD_BY_ID, (pool, each)).fetchone() for each in ids]
+            return News(
+                mark,
+                tuple(lines),
+                tuple(_with_flags(AgentRow._make(each), "closed") for each in agents),
+                tuple(_with_flags(AccountRow._make(each), "capped") for each in accounts if each is not None),
+                tuple(_whole_hold(connection, pool, each) for each in holds if each is not None),
             )
 
     def find_hold(self, pool: str, *, hold_id: int | None = None, key: str | None = None) -> HoldRow | None:

@@ -14,6 +14,7 @@ from tbc.stores.rows import (
     EventRow,
     HoldRow,
     Line,
+    Mark,
     OpRow,
     PoolRow,
     RunRow,
@@ -35,14 +36,14 @@ class Writer:
         self._path = path
         self._ledger_id = ledger_id
         self._connection: Any = connection
-        self._ends: dict[str, tuple[int, bytes]] = {}
+        self._ends: dict[str, Mark] = {}
         self._pool_of: dict[str, str] = {}
 
     # -- pools and their books ---------------------------------------------------------------------------
 
-    def seq(self, pool: str) -> int:
-        """Return the number of the last line of a pool's journal; other processes' lines count."""
-        return self._end(pool)[0]
+    def mark(self, pool: str) -> Mark:
+        """Return how far a pool has come, other processes' lines included; its version is the one before."""
+        return self._end(pool)
 
     def put_pool(self, row: PoolRow) -> None:
         """Keep a pool's mode and terms; `version`, `seq` and `head` are the store's own."""
@@ -53,10 +54,10 @@ class Writer:
 
     def put_agents(self, pool: str, rows: Iterable[AgentRow]) -> None:
         """Keep agents' places and terms."""
-        self._end(pool)
+        version = self._end(pool).version + 1
         for row in rows:
             check_id("agent_name", row.agent)
-            self._execute(schema.PUT_AGENT, (pool, *row))
+            self._execute(schema.PUT_AGENT, (pool, *row, version))
 
     def put_accounts(self, pool: str, rows: Iterable[AccountRow]) -> None:
         """Keep accounts' numbers."""
@@ -107,7 +108,7 @@ class Writer:
         StoreStaleError
             If they do not: another process has added lines since this one looked.
         """
-        seq, head = self._end(pool)
+        version, seq, head = self._end(pool)
         for line in lines:
             fields = fields_of(line)
             if fields[0] != seq + 1:
@@ -119,7 +120,7 @@ class Writer:
             own_hash = link(head, fields)
             self._execute(schema.APPEND, (pool, *fields, head, own_hash))
             seq, head = fields[0], own_hash
-        self._ends[pool] = seq, head
+        self._ends[pool] = Mark(version, seq, head)
 
     # -- runs --------------------------------------------------------------------------------------------
 
@@ -149,8 +150,9 @@ class Writer:
 
     def finish(self) -> None:
         """Write down how far the pools have come that were written to."""
-        for pool, (seq, head) in self._ends.items():
+        for pool, (version, seq, head) in self._ends.items():
             self._execute(schema.TOUCH_POOL, (seq, head, pool))
+            self._ends[pool] = Mark(version + 1, seq, head)
 
     def retire(self) -> None:
         """Let go of the connection: the transaction is over."""
@@ -168,14 +170,14 @@ class Writer:
                 "row", tuple(values), f"of values that SQLite can keep ({error})"
             ) from error
 
-    def _end(self, pool: str) -> tuple[int, bytes]:
-        """Return number and hash of the last line of a pool."""
+    def _end(self, pool: str) -> Mark:
+        """Return how far a pool has come."""
         end = self._ends.get(pool)
         if end is None:
             row = self._execute(schema.POOL, (pool,)).fetchone()
             if row is None:
                 raise InvalidAmountError("pool", pool, "a pool of this store: put_pool() comes first")
-            end = self._ends[pool] = row[5], row[6]
+            end = self._ends[pool] = Mark(*row[4:7])
         return end
 
     def _touch_run(self, run: str) -> None:

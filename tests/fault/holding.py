@@ -15,7 +15,7 @@ def open_pool(store: SqliteStore, pool: str = "p") -> None:
 def hold(store: SqliteStore, pool: str = "p", note: str | None = None) -> int:
     """Hold 3 tokens more in one transaction, and return the number of the hold."""
     with store.transaction() as writer:
-        seq = writer.seq(pool) + 1
+        seq = writer.mark(pool).seq + 1
         writer.append(pool, [LineRow(seq, float(seq), "hold", "a", None, 0, 0, 3, seq, f"k{seq}", note)])
         writer.put_accounts(pool, [AccountRow("a", "tokens", False, 0, 0, 3 * seq)])
         writer.put_holds(pool, [HoldRow(seq, "a", "open", 0.0, 1.0, parts=(PartRow("tokens", 3, 3),))])
