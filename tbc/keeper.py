@@ -1,30 +1,33 @@
-"""The keeper: writes what has changed of a pool's books into a store, and builds the books again from it.
+"""The keeper: keeps the books of a pool in a store, and lets books in memory follow what others wrote there.
 
-The books live in memory and are decided on there; after an operation, `Keeper.keep` writes the new lines of
-the journal and the accounts, agents and holds they touched, all in one transaction, together with whatever
-else belongs to it. What it returns from is on the disk. `Keeper.restore` makes the same books again: numbers,
-terms, open holds with their loans, and the number of the last line.
+A pool is one ordered log. Its books live in memory and are decided on there, at the place where the log ends;
+what an operation changed is written in one transaction, if the log still ends there:
 
-One process writes to a pool at a time; a second one is refused by the store (`StoreStaleError`).
+- `Keeper.changes` says what memory has and the store has not;
+- `Keeper.write` writes that, and `Keeper.kept` remembers that it is written;
+- `Keeper.undo` takes it back out of memory, if it could not be written;
+- `Keeper.follow` lets memory catch up with what others have written meanwhile.
+
+So the rules are written once, whatever the store. `Keeper.restore` builds the books of a new manager:
+numbers, terms, open holds with their loans, and the number of the last line.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import threading
-from collections.abc import Generator
+from collections.abc import Container, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from tbc import lifecycle, replica
 from tbc.axes import TOKENS, Axis
-from tbc.confidence import ConfidenceGate
-from tbc.contract import BudgetContract
 from tbc.decision import Kind
-from tbc.holds import Hold, Part
-from tbc.journal import Entry
-from tbc.ledger import Books
-from tbc.reallocator import Move
-from tbc.stores.rows import AccountRow, AgentRow, HoldRow, LineRow, LoanRow, PartRow, PoolRow
+from tbc.errors import KeyConflictError
+from tbc.holds import Hold
+from tbc.keys import Answers
+from tbc.records import from_json, to_json
+from tbc.stores.rows import AccountRow, AgentRow, HoldRow, LineRow, Mark, News, OpRow, PoolRow
 
 if TYPE_CHECKING:
     from tbc.manager import BudgetManager
@@ -32,9 +35,73 @@ if TYPE_CHECKING:
     from tbc.stores.sqlite import SqliteStore
     from tbc.stores.writer import Writer
 
-__all__ = ["Keeper"]
+__all__ = ["Changes", "Keeper"]
 
-_ENDED_CALLS = (Kind.SETTLE, Kind.LATE_SETTLE, Kind.USAGE)
+_ENDED_CALLS: Final = (Kind.SETTLE, Kind.LATE_SETTLE, Kind.USAGE)
+_TERMS: Final = frozenset({Kind.REGISTER, Kind.REPLACE, Kind.CLOSE})
+#: Expired holds that may still be settled; older ones are read again when they are.
+_EXPIRED_MOST: Final = 10_000
+
+
+class Changes(NamedTuple):
+    """What the books in memory have and the store has not.
+
+    Attributes
+    ----------
+    seq : int
+        The last line.
+    lines : list of LineRow
+        New lines of the journal.
+    agents : list of AgentRow
+        Agents that were opened or changed.
+    accounts : list of AccountRow
+        Accounts that the lines touched.
+    holds : list of (Hold, HoldRow)
+        Holds that the lines touched.
+    answers : list of (str, tuple, object)
+        Keys, with what was asked and answered.
+    """
+
+    seq: int
+    lines: list[LineRow]
+    agents: list[AgentRow]
+    accounts: list[AccountRow]
+    holds: list[tuple[Hold, HoldRow]]
+    answers: list[tuple[str, tuple[object, ...], Any]]
+
+    def __bool__(self) -> bool:
+        return bool(self.lines or self.agents or self.answers)
+
+
+class KeptAnswers(Answers):
+    """Answers by key that outlive the process: those that memory has not are asked of the store."""
+
+    def __init__(self, keep: int, keeper: Keeper) -> None:
+        super().__init__(keep)
+        self._keeper = keeper
+        #: Answers that are not written yet.
+        self.new: list[tuple[str, tuple[object, ...], Any]] = []
+
+    def recall(self, key: str | None, content: tuple[object, ...]) -> Any:
+        """Return the first answer given under `key`, by whatever process; ``None`` if the key is new."""
+        found = super().recall(key, content)
+        if found is not None or key is None:
+            return found
+        return self._keeper.find_answer(key, content)
+
+    def remember(
+        self, key: str | None, content: tuple[object, ...], answer: Any, open_holds: Container[int]
+    ) -> None:
+        """Keep the first answer, in memory and with the next transaction."""
+        super().remember(key, content, answer, open_holds)
+        if key is not None:
+            self.new.append((key, content, answer))
+
+    def take_back(self) -> None:
+        """Forget the answers that could not be written."""
+        for key, _, _ in self.new:
+            self._answers.pop(key, None)
+        self.new.clear()
 
 
 class Keeper:
@@ -43,11 +110,16 @@ class Keeper:
     Parameters
     ----------
     manager : BudgetManager
-        Whose books.
+        Whose books. Their journal keeps every line until it is written.
     store : SqliteStore
         Where they are kept.
     pool : str
         Under which name.
+
+    Attributes
+    ----------
+    mark : Mark
+        How far the books in memory follow the store.
     """
 
     def __init__(self, manager: BudgetManager, store: SqliteStore, pool: str) -> None:
@@ -56,9 +128,13 @@ class Keeper:
         self._store = store
         self._pool = pool
         self._writing = threading.RLock()
-        self._kept = 0  # the last line of the journal that is in the store
-        self._open: dict[int, Hold] = {}  # open holds that the store knows
+        self.mark = Mark()
         self._agents: dict[str, AgentRow] = {}
+        self._accounts: dict[tuple[str, Axis], AccountRow] = {}
+        self._holds: dict[int, tuple[Hold, HoldRow]] = {}  # open or expired
+        self._answers = KeptAnswers(100_000, self)
+        self._ledger.answers = self._answers
+        self._fold_at, self._ledger.journal.fold_at = self._ledger.journal.fold_at, 2**63
 
     @property
     def path(self) -> str:
@@ -77,6 +153,8 @@ class Keeper:
     def keep(self) -> Generator[Writer]:
         """Return a block that writes everything new of the books, and what is written in it, or nothing.
 
+        For a pool that no other process writes to.
+
         Raises
         ------
         StoreError
@@ -84,93 +162,187 @@ class Keeper:
         """
         with self._writing:
             with self._ledger.lock:
-                entries, agents, accounts, holds = self._changes()
-                upto = self._ledger.seq
-            with self._store.transaction() as writer:
-                if not self._kept:
-                    now = self._ledger.wall(self._manager.now())
-                    writer.put_pool(PoolRow(self._pool, self._manager.mode, now))
-                writer.put_agents(self._pool, agents)
-                writer.put_accounts(self._pool, accounts)
-                writer.put_holds(self._pool, [self._hold_row(hold) for hold in holds])
-                writer.append(self._pool, entries)
+                changes = self.changes()
+            with self._store.transaction(self._pool, at=self.mark) as writer:
+                self.write(writer, changes)
                 yield writer
-            self._kept = upto
-            self._agents.update((row.agent, row) for row in agents)
-            for hold in holds:
-                if hold.state in ("open", "expired"):  # what has expired may still be settled
-                    self._open[hold.hold_id] = hold
-                else:
-                    self._open.pop(hold.hold_id, None)
+            with self._ledger.lock:
+                self.kept(changes, writer.mark(self._pool))
 
-    def _changes(self) -> tuple[list[Entry], list[AgentRow], list[AccountRow], list[Hold]]:
+    # -- what is new ---------------------------------------------------------------------------------------
+
+    def changes(self) -> Changes:
         """Return what the store does not know yet; under the ledger's lock."""
-        ledger = self._ledger
-        entries = ledger.entries_now(self._kept)
+        ledger, since = self._ledger, self.mark.seq
+        lines = [
+            LineRow(seq, ledger.wall(at), *rest) for seq, at, *rest in ledger.journal.since(since, ledger.seq)
+        ]
         touched: dict[tuple[str, Axis], None] = {}
-        held: dict[int, Hold] = dict(self._open)
-        held.update((hold.hold_id, hold) for hold in ledger.journal.holds(self._kept, ledger.seq))
+        names = dict.fromkeys(ledger.noted)
         ids: dict[int, None] = {}
-        for entry in entries:
-            touched[entry.agent_name, entry.axis] = None
-            if entry.peer is not None:
-                touched[entry.peer, entry.axis] = None
-            if entry.hold_id is not None:
-                ids[entry.hold_id] = None
-        held.update(ledger.open_holds)
-        rows = [self._agent_row(books) for books in ledger.every_account()]
-        return (
-            entries,
-            [row for row in rows if self._agents.get(row.agent) != row],
-            [self._account_row(name, axis) for name, axis in touched],
-            [held[hold_id] for hold_id in ids if hold_id in held],
+        for line in lines:
+            axis: Axis = line.axis  # type: ignore[assignment]  # memory knows no others
+            touched[line.agent_name, axis] = None
+            if line.peer is not None:
+                touched[line.peer, axis] = None
+            if line.hold_id is not None:
+                ids[line.hold_id] = None
+            if line.kind in _TERMS:
+                names[line.agent_name] = None
+                names.update(dict.fromkeys([line.peer] if line.peer is not None else ()))
+        if not self.mark.version:
+            names = dict.fromkeys([ledger.root.name, *names])
+        agents = [replica.agent_row(ledger.find(name)) for name in names]
+        agents.sort(key=lambda row: row.position)
+        return Changes(
+            ledger.seq,
+            lines,
+            [row for row in agents if self._agents.get(row.agent) != row],
+            [replica.account_row(ledger.on(axis, ledger.find(name))) for name, axis in touched],
+            [(hold, replica.hold_row(ledger, hold)) for hold in self._touched_holds(ids)],
+            list(self._answers.new),
         )
 
-    def _agent_row(self, books: Books) -> AgentRow:
-        contract = books.contract
-        return AgentRow(
-            books.name,
-            books.order,
-            None if books.parent is None else books.parent.name,
-            "{}" if contract is None else json.dumps(contract.terms, sort_keys=True, default=str),
-            None if contract is None else contract.last_confidence,
-            books.closed,
-        )
+    def _touched_holds(self, ids: Iterable[int]) -> list[Hold]:
+        """Return the holds of these numbers that memory knows: open ones, new ones, and those kept before."""
+        ledger = self._ledger
+        granted: dict[int, Hold] | None = None
+        found = []
+        for hold_id in ids:
+            hold = ledger.open_holds.get(hold_id)
+            if hold is None and hold_id in self._holds:
+                hold = self._holds[hold_id][0]
+            elif hold is None:
+                if granted is None:
+                    granted = {each.hold_id: each for each in ledger.journal.holds(self.mark.seq, ledger.seq)}
+                hold = granted.get(hold_id)
+            if hold is not None:
+                found.append(hold)
+        return found
 
-    def _account_row(self, name: str, axis: Axis) -> AccountRow:
-        books = self._ledger.on(axis, self._ledger.find(name))
-        numbers = books.allocated, books.consumed, books.held, books.min_reserve, books.unpriced
-        return AccountRow(name, axis, books.capped, *numbers)
+    def write(self, writer: Writer, changes: Changes) -> None:
+        """Write what is new, within a transaction of the store."""
+        pool = self._pool
+        if not self.mark.version:
+            now = self._ledger.wall(self._manager.now())
+            writer.put_pool(PoolRow(pool, self._manager.mode, now, self._manager.pool_terms))
+        if changes.agents:
+            writer.put_agents(pool, changes.agents)
+        writer.put_accounts(pool, changes.accounts)
+        writer.put_holds(pool, [row for _, row in changes.holds])
+        writer.append(pool, changes.lines)
+        for key, content, answer in changes.answers:
+            at = self._ledger.wall(self._manager.now())
+            writer.put_op(pool, OpRow(key, str(content[0]), _hash(content), _answer_json(answer), at))
 
-    def _hold_row(self, hold: Hold) -> HoldRow:
-        parts = (hold, *hold.others)
-        settlement = hold.settlement
-        outcome = None
-        if settlement is not None:
-            found: dict[str, Any] = {"tokens": settlement.tokens, "estimated": settlement.estimated}
-            found |= {booking.axis: booking.amount for booking in settlement.others}
-            outcome = json.dumps(found)
-        return HoldRow(
-            hold.hold_id,
-            hold.agent_name,
-            hold.state,
-            self._ledger.wall(hold.at),
-            self._ledger.wall(hold.expires_at),
-            hold.key,
-            hold.operation,
-            hold.model,
-            None,
-            outcome,
-            [PartRow(part.books.axis, part.amount, part.granted) for part in parts],
-            [
-                LoanRow(part.books.axis, position, loan.donor.name, loan.kind.value, loan.amount)
-                for part in parts
-                for position, loan in enumerate(part.lenders or ())
-                if settlement is None
-            ],
-        )
+    def kept(self, changes: Changes, mark: Mark) -> None:
+        """Remember that it is written, and how far the pool has come with it; under the ledger's lock."""
+        self.mark = mark
+        self._agents.update((row.agent, row) for row in changes.agents)
+        self._accounts.update(((row.agent, row.axis), row) for row in changes.accounts)  # type: ignore[misc]
+        for hold, row in changes.holds:
+            self._know(hold, row)
+        del self._answers.new[: len(changes.answers)]
+        if changes.agents or not changes.lines:
+            self._ledger.noted.difference_update(row.agent for row in changes.agents)
+        journal = self._ledger.journal
+        if len(journal.lines) > self._fold_at and changes.seq == self._ledger.seq:
+            journal.fold()
 
-    # -- back again --------------------------------------------------------------------------------------
+    def _know(self, hold: Hold, row: HoldRow) -> None:
+        if row.state in ("open", "expired"):  # what has expired may still be settled
+            self._holds[hold.hold_id] = hold, row
+            if row.state == "expired" and len(self._holds) > _EXPIRED_MOST:
+                expired = [hold_id for hold_id, (_, known) in self._holds.items() if known.state == "expired"]
+                for hold_id in expired[: len(expired) // 2]:
+                    del self._holds[hold_id]
+        else:
+            self._holds.pop(hold.hold_id, None)
+
+    def look_again(self, hold: Hold) -> None:
+        """Let a hold that the keeper has forgotten be as the store has it; under the ledger's lock."""
+        if hold.hold_id in self._holds or hold.hold_id > self.mark.seq:
+            return
+        row = self._store.find_hold(self._pool, hold_id=hold.hold_id)
+        if row is not None:
+            self._know(replica.put_hold(self._manager, hold, row), row)
+
+    # -- back to what the store has, and on to what it has by now ----------------------------------------
+
+    def undo(self) -> None:
+        """Take back out of memory what the store has not; under the ledger's lock."""
+        ledger = self._ledger
+        lifecycle.finish_interrupted(ledger)
+        changes = self.changes()
+        for _ in range(len(changes.lines)):
+            ledger.journal.lines.pop()
+        ledger.seq = self.mark.seq
+        for hold, _ in changes.holds:
+            known = self._holds.get(hold.hold_id)
+            if known is None:
+                replica.drop_hold(ledger, hold)
+            else:
+                self._holds[hold.hold_id] = replica.put_hold(self._manager, *known), known[1]
+        holds = sorted(ledger.open_holds.items())  # oldest first again
+        ledger.open_holds.clear()
+        ledger.open_holds.update(holds)
+        for row in changes.agents:
+            if row.agent in self._agents:
+                replica.put_agent(ledger, self._agents[row.agent])
+        for account in changes.accounts:
+            axis: Axis = account.axis  # type: ignore[assignment]  # memory knows no others
+            if (account.agent, axis) in self._accounts:
+                replica.put_account(ledger, self._accounts[account.agent, axis])
+            else:
+                replica.drop_books(ledger, account.agent, axis)
+        for row in changes.agents:
+            if row.agent not in self._agents:
+                replica.drop_agent(ledger, row.agent)
+        ledger.noted.clear()
+        self._answers.take_back()
+
+    def follow(self, news: News) -> None:
+        """Let memory catch up with what others wrote; nothing of it may be new in memory. Under the lock."""
+        ledger = self._ledger
+        for agent in news.agents:
+            replica.put_agent(ledger, agent)
+            self._agents[agent.agent] = agent
+        for account in news.accounts:
+            replica.put_account(ledger, account)
+            self._accounts[account.agent, account.axis] = account  # type: ignore[index]
+        for row in news.holds:
+            known = self._holds.get(row.hold_id)
+            if known is not None or row.state == "open":
+                self._know(replica.put_hold(self._manager, known and known[0], row), row)
+        for seq, at, kind, *rest in news.lines:
+            ledger.journal.lines.append((ledger.unwall(at), Kind(kind), *rest))
+            ledger.seq = seq
+        self.mark = news.mark
+
+    def find_answer(self, key: str, content: tuple[object, ...]) -> Any:
+        """Return the first answer under a key as the store has it; ``None`` if it has none.
+
+        Raises
+        ------
+        KeyConflictError
+            If it is the answer to another request.
+        """
+        if not self.mark.version:
+            return None
+        row = self._store.find_op(self._pool, key)
+        if row is None:
+            return None
+        if (row.kind, row.request_hash) != (content[0], _hash(content)):
+            raise KeyConflictError(key, (row.kind, row.request_hash), content)
+        answer = from_json(row.response)
+        if not isinstance(answer, dict):
+            return answer
+        hold_id = answer["hold"]
+        hold = self._ledger.open_holds.get(hold_id)
+        if hold is not None:
+            return hold
+        kept = self._store.find_hold(self._pool, hold_id=hold_id)
+        return None if kept is None else replica.put_hold(self._manager, None, kept)
 
     def restore(self, state: PoolState) -> list[Hold]:
         """Build the books of a new manager from what was kept; returns the holds that were open.
@@ -185,10 +357,9 @@ class Keeper:
             raise ValueError("restore() needs a manager without agents")
         with ledger.lock:
             ledger.journal.lines.clear()
-            for row in state.agents:
-                self._restore_agent(row)
-            for account in state.accounts:
-                self._restore_account(account)
+            ledger.sides.clear()
+            news = News(Mark(*state.pool[4:7]), (), state.agents, state.accounts, state.holds)
+            self.follow(news)
             calls: dict[str, int] = {}
             for total in self._store.totals(self._pool):
                 if total.axis == TOKENS and total.kind in _ENDED_CALLS:
@@ -196,77 +367,15 @@ class Keeper:
             for books in ledger.every_account():
                 for own in ledger.every_book(books):
                     ledger.journal.begin_with(own, calls.get(books.name, 0) if own.axis == TOKENS else 0)
-            ledger.seq = self._kept = state.pool.seq
-            for hold_row in state.holds:
-                self._restore_hold(hold_row)
-            self._agents = {row.agent: row for row in state.agents}
-            self._open = dict(ledger.open_holds)
+            ledger.seq = news.mark.seq
+            ledger.noted.clear()
             return list(ledger.open_holds.values())
 
-    def _restore_agent(self, row: AgentRow) -> None:
-        ledger = self._ledger
-        if row.parent is None:
-            return
-        parent = ledger.find(row.parent)
-        books = ledger.open_account(row.agent, parent, capped=False)
-        terms = json.loads(row.terms)
-        books.contract = BudgetContract(row.agent, **terms) if terms else None
-        if books.contract is not None:
-            books.contract.note_confidence(row.last_confidence)
-            books.priority = books.contract.priority
-        if row.closed:
-            books.closed = True
-            assert parent.children is not None, "it has just joined them"
-            parent.children.remove(books)
 
-    def _restore_account(self, row: AccountRow) -> None:
-        ledger = self._ledger
-        axis: Any = row.axis
-        books = ledger.on(axis, ledger.find(row.agent))
-        books.capped = bool(row.capped)
-        books.allocated, books.consumed, books.held = row.allocated, row.consumed, row.held
-        books.min_reserve = row.min_reserve
-        if row.unpriced:
-            books.unpriced = row.unpriced  # type: ignore[misc]  # only dollar books have any
-        if books.contract is not None:
-            confidence = books.contract.last_confidence
-            books.gate_closed = not ConfidenceGate.allow_further_retrieval(books.contract, confidence)
-        books.touch()
+def _hash(content: tuple[object, ...]) -> str:
+    """Return what tells one request from another: the same in every process."""
+    return hashlib.sha256(to_json(content).encode()).hexdigest()
 
-    def _restore_hold(self, row: HoldRow) -> None:
-        ledger = self._ledger
-        token_books = ledger.find(row.agent)
-        parts: dict[Any, PartRow] = {part.axis: part for part in row.parts}
-        hold = Hold(
-            self._manager,
-            token_books,
-            row.hold_id,
-            parts[TOKENS].amount if TOKENS in parts else 0,
-            ledger.unwall(row.at),
-            ledger.unwall(row.expires_at),
-            row.key,
-            row.operation,
-            row.model,
-        )
-        others = []
-        for axis, part in parts.items():
-            if axis != TOKENS:
-                others.append(Part(ledger.on(axis, token_books), part.amount))
-                others[-1].granted = part.granted
-            else:
-                hold.granted = part.granted
-        hold.others = tuple(others)
-        for loan in row.loans:
-            side: Any = loan.axis
-            borrower = hold.part(side)
-            assert borrower is not None, "a loan belongs to a part"
-            lender = ledger.on(side, ledger.find(loan.lender))
-            borrower.lenders = [
-                *(borrower.lenders or ()),
-                Move(Kind(loan.kind), lender, borrower.books, loan.amount),
-            ]
-            lender.lent += loan.amount
-            borrower.books.borrowed += loan.amount
-        ledger.open_holds[row.hold_id] = hold
-        ledger.unsorted_due = min(ledger.unsorted_due, hold.expires_at)
-        ledger.due = min(ledger.due, hold.expires_at)
+
+def _answer_json(answer: Any) -> str:
+    return to_json({"hold": answer.hold_id} if isinstance(answer, Hold) else answer)

@@ -203,6 +203,8 @@ class Ledger:
         #: A hold and how it is to end, while that is being done: what Ctrl-C interrupts is gone on with.
         self.unfinished: Any = None
         self.deferred: deque[Callable[[float], None]] = deque()
+        #: Agents of whom something was noted that is no journal entry, for those who keep these books.
+        self.noted: set[str] = set()
 
     # -- stand-alone use -----------------------------------------------------------------------------
 

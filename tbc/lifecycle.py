@@ -335,6 +335,8 @@ def extend(
                 grows=known,
             )
     if expires_at is not None:
+        if not wanted:
+            ledger.book(now, Kind.EXTEND, hold.books, hold_id=hold.hold_id, key=hold.key)
         hold.expires_at = expires_at
         ledger.unsorted_due = min(ledger.unsorted_due, expires_at)
         ledger.due = min(ledger.due, expires_at)

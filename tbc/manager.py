@@ -7,10 +7,11 @@ lock.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tbc.axes import CALLS, TOKENS, USD
+from tbc.axes import CALLS, TOKENS, USD, Axis
 from tbc.clock import Clock
 from tbc.contract import check_amount, check_fraction
 from tbc.decision import Mode
@@ -98,12 +99,13 @@ class BudgetManager(SpendingDesk):
         warn_at: Sequence[float] = (),
         wind_down_at: float = 0.8,
     ) -> None:
+        self._caps: dict[Axis, int | None] = {
+            TOKENS: None if max_tokens is None else check_amount("max_tokens", max_tokens),
+            USD: None if max_usd is None else nano_dollars("max_usd", max_usd, up=False),
+            CALLS: None if max_calls is None else check_amount("max_calls", max_calls),
+        }
         super().__init__(
-            {
-                TOKENS: None if max_tokens is None else check_amount("max_tokens", max_tokens),
-                USD: None if max_usd is None else nano_dollars("max_usd", max_usd, up=False),
-                CALLS: None if max_calls is None else check_amount("max_calls", max_calls),
-            },
+            self._caps,
             mode=mode,
             clock=clock,
             keep=keep,
@@ -126,6 +128,11 @@ class BudgetManager(SpendingDesk):
         self._counter_is_given = counter is not None
         self._model_counters: dict[str, Counter] = {}
         self._outputs: dict[str, OutputHistory] = {}
+
+    @property
+    def pool_terms(self) -> str:
+        """What a store keeps of the pool itself: the caps that it was opened with, as JSON."""
+        return json.dumps(self._caps)
 
     # -- governed calls --------------------------------------------------------------------------------
 

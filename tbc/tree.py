@@ -35,6 +35,7 @@ __all__ = [
     "note_confidence",
     "open_root",
     "register",
+    "set_terms",
     "top_up",
 ]
 
@@ -198,7 +199,7 @@ def _open(
             own.parent = above
             ledger.join_market(own, above)
         own.capped = contract.cap(axis) is not None or above.capped
-        _set_terms(own, contract)
+        set_terms(own, contract)
         ledger.book(now, Kind.REGISTER, own, peer=funder, allocated=owned)
     return contract
 
@@ -217,7 +218,7 @@ def _replace(ledger: Ledger, books: Books, contract: BudgetContract, now: float)
     for axis, (capped, change, funder) in changes.items():
         own = ledger.on(axis, books)
         own.capped = capped
-        _set_terms(own, contract)
+        set_terms(own, contract)
         ledger.book(now, Kind.REPLACE, own, peer=funder, allocated=change)
     return contract
 
@@ -262,7 +263,7 @@ def change_terms(ledger: Ledger, books: Books, terms: dict[str, Any], now: float
         raise AgentClosedError(books.name) if books.closed else UnknownAgentError(books.name)
     contract = books.contract.with_terms(**terms)
     for own in ledger.every_book(books):
-        _set_terms(own, contract)
+        set_terms(own, contract)
         ledger.book(now, Kind.REPLACE, own)
     return contract
 
@@ -273,6 +274,7 @@ def note_confidence(ledger: Ledger, books: Books, confidence: float | None) -> b
     if contract is None:
         return False
     contract.note_confidence(confidence)
+    ledger.noted.add(books.name)
     closed = not ConfidenceGate.allow_further_retrieval(contract, confidence)
     if closed == books.gate_closed:
         return False
@@ -328,7 +330,7 @@ def _close(ledger: Ledger, books: Books, now: float) -> None:
     parent = books.parent
     assert parent is not None, "an agent has a parent"
     if books.lent:
-        _redirect_loans(ledger, books, parent)
+        _redirect_loans(ledger, books, parent, now)
     if parent.capped:
         ledger.book(now, Kind.CLOSE, parent, peer=books, allocated=max(0, books.remaining))
     elif books.capped:
@@ -342,15 +344,17 @@ def _close(ledger: Ledger, books: Books, now: float) -> None:
     parent.children.remove(books)
 
 
-def _redirect_loans(ledger: Ledger, lender: Books, treasury: Books) -> None:
-    for hold in ledger.open_holds.values():
-        for part in (hold, *hold.others):
-            for loan in part.lenders or ():
-                if loan.donor is lender:
-                    loan.donor = treasury
-    treasury.lent += lender.lent
-    lender.lent = 0
+def _redirect_loans(ledger: Ledger, lender: Books, treasury: Books, now: float) -> None:
+    """Let the treasury have back what the lender lent; an entry for each hold tells it."""
     treasury.touch()
+    for hold in ledger.open_holds.values():
+        loans = [loan for part in (hold, *hold.others) for loan in part.lenders or () if loan.donor is lender]
+        if loans:
+            ledger.book(now, Kind.CLOSE, lender, hold_id=hold.hold_id, key=hold.key)
+        for loan in loans:
+            loan.donor = treasury
+            treasury.lent += loan.amount
+            lender.lent -= loan.amount
 
 
 def _funder(name: str, parent: Books | None, amount: int) -> Books | None:
@@ -366,7 +370,8 @@ def _funder(name: str, parent: Books | None, amount: int) -> Books | None:
     return parent
 
 
-def _set_terms(books: Books, contract: BudgetContract) -> None:
+def set_terms(books: Books, contract: BudgetContract) -> None:
+    """Let the terms of a contract hold for an account's books on one axis."""
     gate_closed = not ConfidenceGate.allow_further_retrieval(contract, contract.last_confidence)
     reserve = contract.reserve(books.axis)
     books.touch()

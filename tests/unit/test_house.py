@@ -38,6 +38,7 @@ FLOORS = [
     "pool | streams",
     "desk | govern",
     "manager",
+    "records | replica",
     "keeper",
     "__init__",
     "swarm | runs",

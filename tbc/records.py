@@ -1,0 +1,81 @@
+"""Records as JSON and back: what was answered, and how a hold ended, for those who ask again later.
+
+A record is written with its class and its fields by name; fields that are not known when it is read are left
+out, those that are missing have their defaults. Nothing but these classes is ever built.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import attrs
+import numpy as np
+
+from tbc.clearing import Clearing
+from tbc.decision import Booking, Decision, Kind, Settlement, Status, Transfer
+from tbc.errors import CarveOutError
+from tbc.reallocator import Rebalance
+
+__all__ = ["from_json", "to_json"]
+
+_FROZEN: dict[str, Any] = {kind.__name__: kind for kind in (Transfer, Decision, Rebalance, Clearing)}
+_TUPLES: dict[str, Any] = {kind.__name__: kind for kind in (Booking, Settlement)}
+_WORDS: dict[str, Any] = {kind.__name__: kind for kind in (Kind, Status)}
+
+
+def to_json(value: object) -> str:
+    """Return a record, or a plain value, as JSON.
+
+    Raises
+    ------
+    TypeError
+        If it is anything else.
+    """
+    return json.dumps(_plain(value), separators=(",", ":"))
+
+
+def from_json(text: str) -> Any:
+    """Return what `to_json` was given; sequences come back as tuples."""
+    return _built(json.loads(text))
+
+
+def _plain(value: object) -> Any:
+    name = type(value).__name__
+    if name in _WORDS:
+        return {"": name, "is": str(value)}
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if name in _TUPLES:
+        return {"": name, **{field: _plain(each) for field, each in value._asdict().items()}}  # type: ignore[attr-defined]
+    if name in _FROZEN:
+        fields = [field.name for field in attrs.fields(_FROZEN[name])]
+        return {"": name, **{field: _plain(getattr(value, field)) for field in fields}}
+    if isinstance(value, CarveOutError):
+        return {"": "CarveOutError", "is": [_plain(each) for each in value.args]}
+    if isinstance(value, np.ndarray):
+        return {"": "array", "is": value.tolist()}
+    if isinstance(value, dict):
+        return {"": "dict", "is": [[_plain(key), _plain(each)] for key, each in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    raise TypeError(f"{type(value).__name__} is no record")
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_built, value))
+    if not isinstance(value, dict):
+        return value
+    name = value.pop("")
+    if name in _WORDS:
+        return _WORDS[name](value["is"])
+    if name == "CarveOutError":
+        return CarveOutError(*_built(value["is"]))
+    if name == "array":
+        return np.array(value["is"], dtype=np.int64)
+    if name == "dict":
+        return dict(map(_built, value["is"]))
+    kind: Any = _TUPLES.get(name) or _FROZEN[name]
+    known = kind._fields if name in _TUPLES else [field.name for field in attrs.fields(kind)]
+    return kind(**{field: _built(each) for field, each in value.items() if field in known})

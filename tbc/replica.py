@@ -1,0 +1,244 @@
+"""Rows of a store as books in memory: what a keeper loads, follows and takes back goes through here.
+
+Each function makes the books agree with one row, whether they were ahead of it or behind it. They run under
+the ledger's lock.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tbc.axes import TOKENS, Axis
+from tbc.contract import BudgetContract
+from tbc.decision import Kind
+from tbc.holds import Hold, Part
+from tbc.ledger import Books, Ledger
+from tbc.reallocator import Move
+from tbc.records import from_json, to_json
+from tbc.stores.rows import AccountRow, AgentRow, HoldRow, LoanRow, PartRow
+from tbc.tree import set_terms
+
+if TYPE_CHECKING:
+    from tbc.manager import BudgetManager
+
+__all__ = [
+    "account_row",
+    "agent_row",
+    "drop_agent",
+    "drop_books",
+    "drop_hold",
+    "hold_row",
+    "put_account",
+    "put_agent",
+    "put_hold",
+]
+
+# -- books to rows -------------------------------------------------------------------------------------
+
+
+def agent_row(books: Books) -> AgentRow:
+    """Return an agent's place and terms. `books` are those on tokens."""
+    contract = books.contract
+    return AgentRow(
+        books.name,
+        books.order,
+        None if books.parent is None else books.parent.name,
+        "{}" if contract is None else json.dumps(contract.terms, sort_keys=True, default=str),
+        None if contract is None else contract.last_confidence,
+        books.closed,
+    )
+
+
+def account_row(books: Books) -> AccountRow:
+    """Return an agent's numbers on one axis."""
+    return AccountRow(
+        books.name,
+        books.axis,
+        books.capped,
+        books.allocated,
+        books.consumed,
+        books.held,
+        books.min_reserve,
+        books.unpriced,
+    )
+
+
+def hold_row(ledger: Ledger, hold: Hold) -> HoldRow:
+    """Return a hold with its parts and, while it is open, its loans."""
+    parts = (hold, *hold.others)
+    settlement = hold.settlement
+    return HoldRow(
+        hold.hold_id,
+        hold.agent_name,
+        hold.state,
+        ledger.wall(hold.at),
+        ledger.wall(hold.expires_at),
+        hold.key,
+        hold.operation,
+        hold.model,
+        None,
+        None if settlement is None else to_json(settlement),
+        [PartRow(part.books.axis, part.amount, part.granted, int(_is_unpriced(part))) for part in parts],
+        [
+            LoanRow(part.books.axis, position, loan.donor.name, loan.kind.value, loan.amount)
+            for part in parts
+            for position, loan in enumerate(part.lenders or ())
+            if settlement is None
+        ],
+    )
+
+
+def _is_unpriced(part: Part) -> bool:
+    return not isinstance(part, Hold) and part.unpriced
+
+
+# -- rows to books ---------------------------------------------------------------------------------------
+
+
+def put_agent(ledger: Ledger, row: AgentRow) -> None:
+    """Open, change or close an agent as its row says."""
+    if row.parent is None:
+        return
+    parent = ledger.find(row.parent)
+    books = ledger.accounts.get(row.agent)
+    if books is None:
+        books = ledger.open_account(row.agent, parent, capped=False)
+    elif books.closed != row.closed or books.parent is not parent:
+        _move(ledger, books, parent, closed=bool(row.closed))
+    terms = json.loads(row.terms)
+    contract = BudgetContract(row.agent, **terms)
+    contract.note_confidence(row.last_confidence)
+    if books.contract == contract:  # the object that users may have stays the same
+        contract = books.contract
+        contract.note_confidence(row.last_confidence)
+    for own in ledger.every_book(books):
+        set_terms(own, contract)
+    if row.closed and not books.closed:
+        _move(ledger, books, parent, closed=True)
+
+
+def _move(ledger: Ledger, books: Books, parent: Books, *, closed: bool) -> None:
+    """Put an agent below a parent, among its children if it is open."""
+    for own in ledger.every_book(books):
+        _leave(own)
+        above = ledger.on(own.axis, parent)
+        own.parent, own.closed = above, closed
+        if not closed:
+            ledger.join_market(own, above)
+            above.index = None
+
+
+def _leave(books: Books) -> None:
+    """Take an account out of its market."""
+    above = books.parent
+    if above is None or above.children is None or books not in above.children:
+        return
+    above.children.remove(books)
+    above.index = None  # a new one is made when somebody is short
+    books.stale = True
+
+
+def drop_agent(ledger: Ledger, agent_name: str) -> None:
+    """Forget an agent that was never kept."""
+    for axis in (*ledger.sides, TOKENS):
+        drop_books(ledger, agent_name, axis)
+
+
+def drop_books(ledger: Ledger, agent_name: str, axis: Any) -> None:
+    """Forget an account on one axis that was never kept; the root's has no numbers then."""
+    rows = ledger.accounts if axis == TOKENS else ledger.sides[axis].accounts
+    books = rows.pop(agent_name, None)
+    if books is not None:
+        _leave(books)
+    elif agent_name == ledger.root.name:
+        _put_numbers(ledger.on(axis, ledger.root), False, 0, 0, 0, 0, 0)
+
+
+def put_account(ledger: Ledger, row: AccountRow) -> None:
+    """Let an account have the numbers of its row."""
+    axis: Axis = row.axis  # type: ignore[assignment]  # a store keeps no others
+    token_books = ledger.find(row.agent)
+    books = ledger.on(axis, token_books)
+    if books.closed != token_books.closed:
+        assert token_books.parent is not None, "the root is never closed"
+        _move(ledger, token_books, token_books.parent, closed=token_books.closed)
+    if token_books.contract is not None and books.contract is not token_books.contract:
+        set_terms(books, token_books.contract)
+    numbers = row.allocated, row.consumed, row.held, row.min_reserve, row.unpriced
+    _put_numbers(books, bool(row.capped), *numbers)
+
+
+def _put_numbers(
+    books: Books, capped: bool, allocated: int, consumed: int, held: int, min_reserve: int, unpriced: int
+) -> None:
+    books.touch()
+    books.capped = capped
+    books.allocated, books.consumed, books.held = allocated, consumed, held
+    books.min_reserve = min_reserve
+    if books.unpriced != unpriced:
+        books.unpriced = unpriced  # type: ignore[misc]  # only dollar books have any
+
+
+def put_hold(manager: BudgetManager, hold: Hold | None, row: HoldRow) -> Hold:
+    """Return the hold that the row describes: the one that is known, changed, or a new one."""
+    ledger = manager.ledger
+    books = ledger.find(row.agent)
+    parts: dict[str, PartRow] = {part.axis: part for part in row.parts}
+    tokens = parts.get(TOKENS, PartRow(TOKENS, 0, 0))
+    if hold is None:
+        times = ledger.unwall(row.at), ledger.unwall(row.expires_at)
+        hold = Hold(manager, books, row.hold_id, tokens.amount, *times, row.key, row.operation, row.model)
+    else:
+        _uncount_loans(hold)
+        hold.expires_at = ledger.unwall(row.expires_at)
+    hold.books = books
+    hold.amount, hold.granted = tokens.amount, tokens.granted
+    hold.lenders = None
+    hold.others = tuple(_part(ledger, books, part) for axis, part in parts.items() if axis != TOKENS)
+    hold.settlement = None if row.outcome is None else from_json(row.outcome)
+    if hold.settlement is not None:
+        ledger.open_holds.pop(hold.hold_id, None)
+        return hold
+    for loan in row.loans:
+        _put_loan(ledger, hold, loan)
+    ledger.open_holds[hold.hold_id] = hold
+    ledger.unsorted_due = min(ledger.unsorted_due, hold.expires_at)
+    ledger.due = min(ledger.due, hold.expires_at)
+    return hold
+
+
+def _part(ledger: Ledger, books: Books, row: PartRow) -> Part:
+    axis: Axis = row.axis  # type: ignore[assignment]  # a store keeps no others
+    part = Part(ledger.on(axis, books), row.amount, unpriced=bool(row.unpriced))
+    part.granted = row.granted
+    return part
+
+
+def _put_loan(ledger: Ledger, hold: Hold, row: LoanRow) -> None:
+    axis: Axis = row.axis  # type: ignore[assignment]  # a store keeps no others
+    part = hold.part(axis)
+    assert part is not None, "a loan belongs to a part"
+    lender = ledger.on(axis, ledger.find(row.lender))
+    part.lenders = [*(part.lenders or ()), Move(Kind(row.kind), lender, part.books, row.amount)]
+    lender.touch()
+    part.books.touch()
+    lender.lent += row.amount
+    part.books.borrowed += row.amount
+
+
+def drop_hold(ledger: Ledger, hold: Hold) -> None:
+    """Forget a hold that was never kept."""
+    _uncount_loans(hold)
+    ledger.open_holds.pop(hold.hold_id, None)
+
+
+def _uncount_loans(hold: Hold) -> None:
+    if hold.settlement is not None:  # its loans have ended
+        return
+    for part in (hold, *hold.others):
+        for loan in part.lenders or ():
+            loan.donor.touch()
+            part.books.touch()
+            loan.donor.lent -= loan.amount
+            part.books.borrowed -= loan.amount
