@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-__all__ = ["EPOCH", "Clock", "ManualClock", "system_clock"]
+__all__ = ["EPOCH", "Clock", "ManualClock", "StoreClock", "system_clock"]
 
 #: Seconds as a float, never going back.
 Clock = Callable[[], float]
@@ -51,3 +51,34 @@ class ManualClock:
         if seconds < 0:
             raise ValueError(f"a clock never goes back; advance() takes seconds >= 0, not {seconds!r}")
         self._now += seconds
+
+
+class StoreClock:
+    """The clock of a store, so that all who share its books agree on what has expired.
+
+    It shows Unix time as the store told it once, and goes on with `system_clock`: a jump of a wall clock
+    moves nothing.
+
+    Parameters
+    ----------
+    now : float
+        Unix seconds, as the store says.
+    """
+
+    __slots__ = ("_ahead", "_least")
+
+    def __init__(self, now: float) -> None:
+        self._ahead = now - system_clock()
+        self._least = now
+
+    def __call__(self) -> float:
+        """Return Unix seconds."""
+        now = self._ahead + system_clock()
+        if now < self._least:
+            return self._least
+        self._least = now
+        return now
+
+    def not_before(self, moment: float) -> None:
+        """Never show less than `moment`: somebody else has written at that time."""
+        self._least = max(self._least, moment)

@@ -38,6 +38,9 @@ _ONE: Final = 1
 class SpendingDesk(Pool):
     """A pool that can be spent from; see `BudgetManager`."""
 
+    waits: bool = False
+    """Whether operations wait for a store; coroutines then await them with `arun` and `aside`."""
+
     _wind_down_at: float
     _price_table: PriceTable | None
     _prices: Prices | None
@@ -275,6 +278,16 @@ class SpendingDesk(Pool):
     def ahold(self, agent_name: str, tokens: int = 0, **how: Any) -> PendingHold:
         """Await `hold`, or use it as an async context manager; the same arguments."""
         return PendingHold(lambda: self.hold(agent_name, tokens, **how))
+
+    async def arun(self, operation: Callable[[], Any]) -> Any:
+        """Await an operation on the books."""
+        return operation()
+
+    async def aside(
+        self, work: Callable[..., Any], *values: Any, undo: Callable[[Any], Any] | None = None
+    ) -> Any:
+        """Await what may wait for the books. If nobody waits any more, it is undone."""
+        return work(*values)
 
     def settle_hold(
         self,

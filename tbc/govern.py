@@ -156,7 +156,12 @@ class Governor:
         elif inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(target):
 
             async def wrapped(*args: Any, **kwargs: Any) -> Any:
-                call = begin(args, kwargs)
+                manager = self.manager
+                call = (
+                    await manager.aside(begin, args, kwargs, undo=_never_sent)
+                    if manager.waits
+                    else begin(args, kwargs)
+                )
                 return await call.await_result(call.start())
 
         else:
@@ -218,6 +223,11 @@ class Governor:
         return _CapArgument(
             _position(function, self.cap_kwarg), default if type(default) is int and default >= 0 else None
         )
+
+
+def _never_sent(call: Call) -> None:
+    """End the hold of a call that nobody waited for."""
+    call.hold.void()
 
 
 class _CapArgument(NamedTuple):
@@ -351,12 +361,18 @@ class Call:
 
     async def await_result(self, awaitable: Awaitable[Any]) -> Any:
         """Await the result and end the hold."""
+        manager = self._manager
         with AsCurrent(self.hold):
             try:
                 result = await awaitable
             except BaseException as error:
-                self.fail(error)
+                if manager.waits and not isinstance(error, GeneratorExit):
+                    await manager.aside(self.fail, error)
+                else:
+                    self.fail(error)
                 raise
+        if manager.waits:
+            return await manager.aside(self.finish_or_follow, result)
         return self.finish_or_follow(result)
 
     def finish_or_follow(self, result: Any) -> Any:

@@ -121,6 +121,12 @@ def with_current_hold(function: Callable[P, R]) -> Callable[P, R]:
 class Desk(Protocol):
     """What a hold needs of its manager: the lock, the clock and the books."""
 
+    waits: bool
+    """Whether operations wait for a store."""
+
+    async def arun(self, operation: Callable[[], Any]) -> Any:
+        """Await an operation on the books."""
+
     def settle_hold(
         self,
         hold: Hold,
@@ -470,7 +476,7 @@ class Hold(Part):
         """
         self._desk.extend_hold(self, tokens, expires_s, key, usd)
 
-    # -- the same for callers that await; nothing here waits --------------------------------------------
+    # -- the same for callers that await; only a store makes them wait ----------------------------------
 
     async def asettle(
         self,
@@ -482,11 +488,16 @@ class Hold(Part):
         estimated: bool = False,
     ) -> Settlement:
         """Await `settle`."""
-        return self.settle(tokens, usd=usd, calls=calls, usage=usage, estimated=estimated)
+        settle = functools.partial(
+            self.settle, tokens, usd=usd, calls=calls, usage=usage, estimated=estimated
+        )
+        ended: Settlement = await self._desk.arun(settle) if self._desk.waits else settle()
+        return ended
 
     async def avoid(self) -> Settlement:
         """Await `void`."""
-        return self.void()
+        ended: Settlement = await self._desk.arun(self.void) if self._desk.waits else self.void()
+        return ended
 
     async def aextend(
         self,
@@ -497,7 +508,8 @@ class Hold(Part):
         key: str | None = None,
     ) -> None:
         """Await `extend`."""
-        self.extend(tokens, usd=usd, expires_s=expires_s, key=key)
+        extend = functools.partial(self.extend, tokens, usd=usd, expires_s=expires_s, key=key)
+        await self._desk.arun(extend) if self._desk.waits else extend()
 
     # -- leaving without a settle ------------------------------------------------------------------------
 
@@ -530,7 +542,13 @@ class Hold(Part):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.__exit__(kind, error, trace)
+        try:
+            if self._desk.waits:
+                await self._desk.arun(functools.partial(self.leave, error))
+            else:
+                self.leave(error)
+        finally:
+            self._forget_entry()
 
     def leave(self, error: BaseException | None, not_sent: tuple[type[BaseException], ...] = ()) -> None:
         """End the hold in the way that fits how its block was left; nothing if it has been ended."""
@@ -594,4 +612,4 @@ class PendingHold(Coroutine[Any, Any, Hold]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._hold is not None, "left before entered"
-        self._hold.__exit__(kind, error, trace)
+        await self._hold.__aexit__(kind, error, trace)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from tbc import lifecycle, replica
 from tbc.axes import TOKENS, Axis
 from tbc.decision import Kind
-from tbc.errors import KeyConflictError
+from tbc.errors import KeyConflictError, StoreMissingError
 from tbc.holds import Hold
 from tbc.keys import Answers
 from tbc.records import from_json, to_json
@@ -352,14 +352,32 @@ class Keeper:
         state : PoolState
             As `SqliteStore.load_pool` returns it.
         """
-        ledger = self._ledger
-        if ledger.accounts or ledger.open_holds:
+        if self._ledger.accounts or self._ledger.open_holds:
             raise ValueError("restore() needs a manager without agents")
+        return self._build(state)
+
+    def reload(self) -> None:
+        """Build the books anew after an interruption that may have torn them. Holds stay the same objects."""
+        state = self._store.load_pool(self._pool)
+        if state is None:
+            raise StoreMissingError(
+                self.path, f"pool {self._pool!r} is gone", "Restore a backup of the store"
+            )
+        self._build(state)
+
+    def _build(self, state: PoolState) -> list[Hold]:
+        ledger = self._ledger
         with ledger.lock:
             ledger.journal.lines.clear()
+            ledger.open_holds.clear()
+            ledger.accounts.clear()
             ledger.sides.clear()
-            news = News(Mark(*state.pool[4:7]), (), state.agents, state.accounts, state.holds)
-            self.follow(news)
+            ledger.root.children = ledger.root.index = ledger.unfinished = None
+            replica.forget_loans(hold for hold, _ in self._holds.values())
+            self._agents.clear()
+            self._accounts.clear()
+            self._answers.take_back()
+            self.follow(News(Mark(*state.pool[4:7]), (), state.agents, state.accounts, state.holds))
             calls: dict[str, int] = {}
             for total in self._store.totals(self._pool):
                 if total.axis == TOKENS and total.kind in _ENDED_CALLS:
@@ -367,7 +385,7 @@ class Keeper:
             for books in ledger.every_account():
                 for own in ledger.every_book(books):
                     ledger.journal.begin_with(own, calls.get(books.name, 0) if own.axis == TOKENS else 0)
-            ledger.seq = news.mark.seq
+            ledger.seq = self.mark.seq
             ledger.noted.clear()
             return list(ledger.open_holds.values())
 

@@ -200,6 +200,8 @@ class Ledger:
         #: `unsorted_due`.
         self.deadlines: list[tuple[float, int]] = []
         self.unsorted_due = float("inf")
+        #: How many expired holds one operation frees at most.
+        self.expire_most = float("inf")
         #: A hold and how it is to end, while that is being done: what Ctrl-C interrupts is gone on with.
         self.unfinished: Any = None
         self.deferred: deque[Callable[[float], None]] = deque()

@@ -419,7 +419,8 @@ def expire_due(ledger: Ledger, now: float) -> None:
         heapify(ledger.deadlines)
         ledger.unsorted_due = inf
     deadlines = ledger.deadlines
-    while deadlines and deadlines[0][0] <= now:
+    freed = 0
+    while deadlines and deadlines[0][0] <= now and freed < ledger.expire_most:
         hold_id = deadlines[0][1]
         hold = ledger.open_holds.get(hold_id)
         if hold is not None and hold.expires_at > now:  # extended since
@@ -427,6 +428,7 @@ def expire_due(ledger: Ledger, now: float) -> None:
             continue
         if hold is not None:
             _end(ledger, hold, _unused("expired", Kind.EXPIRE, hold, now))
+            freed += 1
         heappop(deadlines)
     ledger.due = min(deadlines[0][0] if deadlines else inf, ledger.unsorted_due)
 

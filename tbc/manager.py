@@ -2,11 +2,12 @@
 
 One `BudgetManager` is one pool: a root account (the manager-wide caps, if there are any) and the tree of
 agents below it. Every method is safe to call from any thread or task and never waits for anything but the
-lock.
+lock; or, if the books are kept in a store, for that.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from tbc.pool import nano_dollars
 if TYPE_CHECKING:
     from tbc.money import Money
     from tbc.pricing import PriceTable, UnknownPrice
+    from tbc.stored import Store
     from tbc.tokens import Counter
     from tbc.usage import Usage
 
@@ -62,6 +64,12 @@ class BudgetManager(SpendingDesk):
         for each when so much has been spent.
     wind_down_at : float, default 0.8
         The share from which holds say `wind_down`.
+    store : str or store, optional
+        Where the books are kept: ``"sqlite:///budgets.db"``, ``"postgresql://..."``, or a store that is open.
+        Every operation is then durable when it is answered, and seen by all who share the store. Default:
+        the books live and die with the process.
+    pool : str, default "default"
+        Which pool of the store. One that is there is found as it was left.
 
     Attributes
     ----------
@@ -83,6 +91,10 @@ class BudgetManager(SpendingDesk):
     {'allocated': 800, 'consumed': 0, 'remaining': 800}
     """
 
+    def __new__(cls, *, store: str | Store | None = None, **how: Any) -> BudgetManager:
+        """Return a manager, or one whose books are kept in a store."""
+        return super().__new__(_stored_manager() if store is not None and cls is BudgetManager else cls)
+
     def __init__(
         self,
         *,
@@ -98,6 +110,8 @@ class BudgetManager(SpendingDesk):
         unknown_price: UnknownPrice = "refuse",
         warn_at: Sequence[float] = (),
         wind_down_at: float = 0.8,
+        store: str | Store | None = None,
+        pool: str = "default",
     ) -> None:
         self._caps: dict[Axis, int | None] = {
             TOKENS: None if max_tokens is None else check_amount("max_tokens", max_tokens),
@@ -241,3 +255,14 @@ class BudgetManager(SpendingDesk):
         if counter is None:
             counter = self._model_counters.setdefault(model, local_counter(model) or self.counter)
         return count(value, counter)
+
+
+@functools.cache
+def _stored_manager() -> type[BudgetManager]:
+    """Return the class of managers with a store; ``import tbc`` does not pay for it."""
+    from tbc.stored import StoredDesk
+
+    class StoredManager(StoredDesk, BudgetManager):
+        """A `BudgetManager` whose books are kept in a store."""
+
+    return StoredManager

@@ -7,6 +7,7 @@ the ledger's lock.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from tbc.axes import TOKENS, Axis
@@ -28,6 +29,7 @@ __all__ = [
     "drop_agent",
     "drop_books",
     "drop_hold",
+    "forget_loans",
     "hold_row",
     "put_account",
     "put_agent",
@@ -231,6 +233,13 @@ def drop_hold(ledger: Ledger, hold: Hold) -> None:
     """Forget a hold that was never kept."""
     _uncount_loans(hold)
     ledger.open_holds.pop(hold.hold_id, None)
+
+
+def forget_loans(holds: Iterable[Hold]) -> None:
+    """Let holds have no loans: the accounts that lent are not there any more."""
+    for hold in holds:
+        for part in (hold, *hold.others):
+            part.lenders = None
 
 
 def _uncount_loans(hold: Hold) -> None:

@@ -23,6 +23,7 @@ import os
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -169,6 +170,20 @@ class SqliteStore:
                 finally:
                     writer.retire()
                     self._writing = False
+
+    #: A transaction is the only one from its start on: what is read in it is how things stand.
+    locks_first: Final = True
+
+    def clock(self) -> float:
+        """Return Unix seconds, the same for all processes of this machine and not moved by wall clocks."""
+        boot, now = _boot_id(), time.monotonic()
+        with self._ready() as connection, self._typed():
+            known = _meta(connection, "boot")
+            if known is not None and boot and known.startswith(boot):
+                return float(known.removeprefix(boot)) + now
+            ahead = time.time() - now
+            connection.execute(schema.PUT_META, ("boot", f"{boot}{ahead!r}"))
+            return ahead + now
 
     # -- reading -----------------------------------------------------------------------------------------
 
@@ -654,6 +669,13 @@ def _whole_hold(connection: Any, pool: str, row: tuple[Any, ...]) -> HoldRow:
     return HoldRow._make(
         (*row, tuple(map(PartRow._make, parts.fetchall())), tuple(map(LoanRow._make, loans.fetchall())))
     )
+
+
+def _boot_id() -> str:
+    """Return what tells this start of the machine from others; empty if nothing does."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " "
+    return ""
 
 
 def _check(connection: Any, ledger_id: str, pool: PoolRow) -> PoolCheck:

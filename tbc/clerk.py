@@ -1,0 +1,265 @@
+"""The clerk: lets operations on books in memory happen in a store, many of them in one transaction.
+
+Whoever has an operation puts it in a queue and waits for the desk. Who gets there serves everybody in the
+queue: opens a transaction, lets the books follow what others have written, runs the operations on them,
+writes what is new, and commits. Those that came meanwhile are served by the next one: under load, one commit
+carries many operations ("group commit"), and alone nobody waits for anybody. Coroutines are served by a
+thread of the clerk's, so that an event loop never waits.
+
+An operation is only answered when what it did is kept. If it cannot be kept, memory takes it back and the
+operation raises the store's error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tbc.errors import StoreError, StoreStaleError
+
+if TYPE_CHECKING:
+    from tbc.keeper import Keeper
+    from tbc.ledger import Ledger
+
+__all__ = ["Clerk"]
+
+
+class _Task:
+    """An operation, and how it ended."""
+
+    __slots__ = ("_error", "_result", "done", "future", "operation")
+
+    def __init__(self, operation: Callable[[], Any], future: asyncio.Future[Any] | None = None) -> None:
+        self.operation = operation
+        self.future = future
+        self.done = False
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def execute(self) -> None:
+        self._result = self._error = None
+        try:
+            self._result = self.operation()
+        except Exception as error:
+            self._error = error
+
+    def fail(self, error: BaseException) -> None:
+        self._result, self._error = None, error
+
+    def outcome(self) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def deliver(self) -> None:
+        """Give the outcome to who awaits it; in the event loop."""
+        future = self.future
+        if future is None or future.done():
+            return
+        if self._error is not None:
+            future.set_exception(self._error)
+        else:
+            future.set_result(self._result)
+
+
+class Clerk:
+    """Runs operations on a pool that is kept in a store.
+
+    Parameters
+    ----------
+    keeper : Keeper
+        Between the books and the store.
+    store : SqliteStore
+        Where they are kept.
+    pool : str
+        Under which name.
+    ledger : Ledger
+        The books.
+    tell : callable
+        Called after operations have been kept, outside of all locks.
+    """
+
+    def __init__(
+        self, keeper: Keeper, store: Any, pool: str, ledger: Ledger, tell: Callable[[], None]
+    ) -> None:
+        self._keeper = keeper
+        self._store = store
+        self._pool = pool
+        self._ledger = ledger
+        self._tell = tell
+        self._queue: deque[_Task] = deque()
+        self._desk = threading.Lock()
+        self._serving: int | None = None  # the thread that serves
+        self._torn = False  # whether memory may be neither what is kept nor ahead of it
+        self._closed = False
+        self._awaited = threading.Semaphore(0)
+        self._thread: threading.Thread | None = None
+
+    # -- having an operation done ------------------------------------------------------------------------
+
+    def run(self, operation: Callable[[], Any]) -> Any:
+        """Return what the operation returns, or raise what it raises, once it is kept.
+
+        Raises
+        ------
+        StoreError
+            It could not be kept, and nothing has changed.
+        """
+        if self._serving == threading.get_ident():  # an operation that is part of another
+            return operation()
+        task = _Task(operation)
+        self._queue.append(task)
+        try:
+            with self._desk:
+                if not task.done:
+                    self._serve()
+        except BaseException:
+            self._withdraw(task)
+            raise
+        self._tell()
+        return task.outcome()
+
+    async def arun(self, operation: Callable[[], Any], *, undo: Callable[[Any], Any] | None = None) -> Any:
+        """Await `run`. If nobody waits any more, what it returned is undone."""
+        task = _Task(operation, asyncio.get_running_loop().create_future())
+        assert task.future is not None
+        self._queue.append(task)
+        self._wake()
+        try:
+            return await task.future
+        except asyncio.CancelledError:
+            if not self._withdraw(task) and undo is not None:
+                self.later(lambda: None if task._result is None else undo(task._result))
+            raise
+
+    def later(self, operation: Callable[[], Any]) -> None:
+        """Have the operation done soon. Never waits: for finalizers and timers."""
+        self._queue.append(_Task(operation))
+        self._wake()
+
+    def _withdraw(self, task: _Task) -> bool:
+        """Take a task back out of the queue; whether it was there."""
+        try:
+            self._queue.remove(task)
+        except ValueError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Serve what is in the queue, and end the thread."""
+        self._closed = True
+        if self._thread is not None:
+            self._awaited.release()
+            self._thread.join()
+        with self._desk:
+            if self._queue:
+                self._serve()
+
+    # -- the thread for those who await ------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name=f"tbc clerk of {self._pool}", daemon=True)
+            self._thread = thread
+            thread.start()
+        self._awaited.release()
+
+    def _work(self) -> None:
+        while not self._closed:
+            self._awaited.acquire()
+            while self._awaited.acquire(blocking=False):  # one service is enough for all
+                pass
+            with self._desk:
+                if self._queue:
+                    self._serve()
+            self._tell()
+
+    # -- serving; at the desk ------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        batch = [self._queue.popleft() for _ in range(len(self._queue))]
+        self._serving = threading.get_ident()
+        try:
+            self._serve_or_fail(batch)
+        except BaseException:
+            self._queue.extendleft(reversed(batch))
+            raise
+        finally:
+            self._serving = None
+        for task in batch:
+            task.done = True
+        awaited = [task for task in batch if task.future is not None]
+        for loop in {task.future.get_loop() for task in awaited if task.future is not None}:
+            theirs = [task for task in awaited if task.future is not None and task.future.get_loop() is loop]
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_deliver, theirs)
+
+    def _serve_or_fail(self, batch: list[_Task]) -> None:
+        try:
+            self._serve_all(batch)
+        except StoreError as error:
+            for task in batch:
+                task.fail(error)
+        except Exception as error:  # something that cannot be kept: the others are not to suffer for it
+            for task in batch:
+                if len(batch) > 1:
+                    self._serve_or_fail([task])
+                else:
+                    task.fail(error)
+
+    def _serve_all(self, batch: list[_Task]) -> None:
+        """Run the operations and keep what they did; if the pool has moved on, run them again there."""
+        optimistic = True
+        while True:
+            if self._torn:
+                self._keeper.reload()
+            self._torn = True
+            try:
+                self._transact(batch, optimistic)
+                self._torn = False
+                return
+            except StoreStaleError:
+                with self._ledger.lock:
+                    self._keeper.undo()
+                self._torn = False
+                optimistic = False
+            except BaseException:
+                with self._ledger.lock:
+                    self._keeper.undo()
+                self._torn = False
+                raise
+
+    def _transact(self, batch: list[_Task], optimistic: bool) -> None:
+        keeper, pool = self._keeper, self._pool
+        at = keeper.mark if optimistic else None
+        with self._store.transaction(pool, at=at) as writer:
+            if writer.mark(pool).version != keeper.mark.version:
+                self._follow()
+            for task in batch:
+                task.execute()
+            with self._ledger.lock:
+                changes = keeper.changes()
+            if changes:
+                keeper.write(writer, changes)
+            elif optimistic and not self._store.locks_first and self._follow():
+                raise StoreStaleError(self._store.path, "the pool has moved on", "Ask again")
+        if changes:
+            with self._ledger.lock:
+                keeper.kept(changes, writer.mark(pool))
+
+    def _follow(self) -> bool:
+        """Let memory follow the store; whether there was anything new."""
+        news = self._store.news(self._pool, self._keeper.mark)
+        if news.mark.version == self._keeper.mark.version:
+            return False
+        with self._ledger.lock:
+            self._keeper.follow(news)
+        return True
+
+
+def _deliver(tasks: list[_Task]) -> None:
+    for task in tasks:
+        task.deliver()

@@ -1,0 +1,302 @@
+"""A manager whose books are kept in a store: every operation is one of the manager's, run by the clerk."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import contextvars
+import json
+import threading
+import weakref
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from tbc.axes import AXES, format_amount
+from tbc.clerk import Clerk
+from tbc.clock import StoreClock
+from tbc.errors import InvalidContractError, StoreError, StoreStaleError
+from tbc.holds import Hold, PendingHold
+from tbc.keeper import Keeper
+from tbc.pool import Pool
+from tbc.stores.opening import open_store
+
+if TYPE_CHECKING:
+    from tbc.decision import Settlement
+    from tbc.stores.rows import PoolRow
+    from tbc.usage import Usage
+
+__all__ = ["Store", "StoredDesk"]
+
+Store = Any  # one of `tbc.stores`
+
+#: What reads or writes the books: run where the log of the pool ends.
+_OPERATIONS: Final = (
+    "accounts",
+    "close_agent",
+    "decide",
+    "govern",
+    "hold",
+    "hold_call",
+    "rebalance",
+    "record_usage",
+    "register_agent",
+    "remaining",
+    "report",
+    "report_confidence",
+    "reset_confidence",
+    "should_wind_down",
+    "top_up",
+    "update_agent",
+    "used",
+)
+#: How many expired holds one transaction frees at most: others are not to wait for long.
+_SWEEP: Final = 500
+#: Seconds between two looks at what has expired, and at what others have written.
+_EVERY_S: Final = 1.0
+_FOLLOW_EVERY_S: Final = 10.0
+#: How many governed coroutines can wait for the store at once; others wait for them.
+_THREADS: Final = 32
+
+_OPEN: weakref.WeakSet[StoredDesk] = weakref.WeakSet()
+
+
+class StoredDesk:
+    """What a `BudgetManager` does otherwise if its books are kept in a store; mixed in before it."""
+
+    waits = True
+
+    _clerk: Clerk
+    _keeper: Keeper
+
+    def __init__(self, *, store: Any, pool: str = "default", **how: Any) -> None:
+        self._owns_store = isinstance(store, str)
+        self._store = open_store(store) if isinstance(store, str) else store
+        try:
+            if how.get("clock") is None:
+                how["clock"] = StoreClock(self._store.clock())
+            super().__init__(**how)
+            self._pool_name = pool
+            self._open_pool()
+        except BaseException:
+            if self._owns_store:
+                self._store.close()
+            raise
+
+    def _open_pool(self) -> None:
+        manager: Any = self
+        ledger = manager.ledger
+        keeper = Keeper(manager, self._store, self._pool_name)
+        while True:
+            state = self._store.load_pool(self._pool_name)
+            if state is not None:
+                _check_caps(state.pool, manager._caps)
+                keeper.restore(state)
+                break
+            with contextlib.suppress(StoreStaleError):  # another process was faster: its pool is ours
+                with keeper.keep():
+                    pass
+                break
+        ledger.expire_most = _SWEEP
+        self._keeper = keeper
+        self._clerk = Clerk(keeper, self._store, self._pool_name, ledger, _teller(manager))
+        self._threads = ThreadPoolExecutor(_THREADS, "tbc waiting")
+        self._sweeper = _Sweeper(self)
+        _OPEN.add(self)
+
+    def close(self) -> None:
+        """Serve what waits, and let go of the store. Open holds stay in it."""
+        _OPEN.discard(self)
+        self._sweeper.stop()
+        self._clerk.close()
+        self._threads.shutdown(wait=False)
+        if self._owns_store:
+            self._store.close()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- operations ----------------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        """Tell nobody yet: the clerk does, when it is kept."""
+
+    def settle_hold(self, hold: Hold, *how: Any, **more: Any) -> Settlement:
+        """End a hold by the actual usage; see `Hold.settle`."""
+        settlement: Settlement = self._clerk.run(self._on_hold("settle_hold", hold, how, more))
+        return settlement
+
+    def void_hold(self, hold: Hold) -> Settlement:
+        """End a hold without spending; see `Hold.void`."""
+        settlement: Settlement = self._clerk.run(self._on_hold("void_hold", hold, (), {}))
+        return settlement
+
+    def extend_hold(self, hold: Hold, *how: Any, **more: Any) -> None:
+        """Set more aside, or for longer; see `Hold.extend`."""
+        self._clerk.run(self._on_hold("extend_hold", hold, how, more))
+
+    def _on_hold(
+        self, name: str, hold: Hold, how: tuple[Any, ...], more: dict[str, Any]
+    ) -> Callable[[], Any]:
+        """Return an operation on a hold, which may be one that memory has forgotten."""
+        operation = getattr(super(), name)
+
+        def operate() -> Any:
+            self._keeper.look_again(hold)
+            return operation(hold, *how, **more)
+
+        return operate
+
+    def end_later(
+        self, hold: Hold, tokens: int | None, *, estimated: bool, usage: Usage | None = None
+    ) -> None:
+        """Settle (``None``: void) without ever waiting; for finalizers."""
+        end_later: Callable[..., None] = super().end_later  # type: ignore[misc]
+        self._clerk.later(partial(end_later, hold, tokens, estimated=estimated, usage=usage))
+
+    # -- for callers that await ---------------------------------------------------------------------------
+
+    def ahold(self, agent_name: str, tokens: int = 0, **how: Any) -> PendingHold:
+        """Await `hold`, or use it as an async context manager; the same arguments."""
+        hold: Callable[..., Hold] = super().hold  # type: ignore[misc]
+        asking = self._clerk.arun(partial(hold, agent_name, tokens, **how), undo=_void)
+        return WaitingHold(asking)
+
+    async def arun(self, operation: Callable[[], Any]) -> Any:
+        """Await an operation on the books."""
+        return await self._clerk.arun(operation)
+
+    async def aside(
+        self, work: Callable[..., Any], *values: Any, undo: Callable[[Any], Any] | None = None
+    ) -> Any:
+        """Await what may wait for the store, done in a thread. If nobody waits any more, it is undone."""
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+        doing = loop.run_in_executor(self._threads, context.run, work, *values)
+        try:
+            return await asyncio.shield(doing)
+        except asyncio.CancelledError:
+            if undo is not None:
+                doing.add_done_callback(lambda done: done.exception() or undo(done.result()))
+            raise
+
+
+def _operation(name: str) -> Callable[..., Any]:
+    def operation(self: Any, *values: Any, **named: Any) -> Any:
+        return self._clerk.run(partial(getattr(super(StoredDesk, self), name), *values, **named))
+
+    operation.__name__ = name
+    return operation
+
+
+for _name in _OPERATIONS:
+    setattr(StoredDesk, _name, _operation(_name))
+
+
+class WaitingHold(PendingHold):
+    """A hold that is waited for."""
+
+    __slots__ = ("_asking",)
+
+    def __init__(self, asking: Coroutine[Any, Any, Hold]) -> None:
+        self._asking = asking
+        self._hold = None
+
+    def __await__(self) -> Generator[Any, None, Hold]:
+        return self._asking.__await__()
+
+    def send(self, value: Any, /) -> Any:
+        """Go on, as the step of a task."""
+        return self._asking.send(value)
+
+    def throw(self, error: Any, value: Any = None, trace: Any = None, /) -> Any:
+        """Raise what a task is cancelled with."""
+        return self._asking.throw(error)
+
+    def close(self) -> None:
+        """Ask for nothing."""
+        self._asking.close()
+
+    async def __aenter__(self) -> Hold:
+        self._hold = await self._asking
+        return self._hold.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._hold is not None, "left before entered"
+        await self._hold.__aexit__(kind, error, trace)
+
+
+class _Sweeper:
+    """Frees what has expired when nobody comes by; also what others held and cannot end any more."""
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = weakref.ref(manager)
+        self._stopped = threading.Event()
+        threading.Thread(target=self._sweep, name="tbc sweeper", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _sweep(self) -> None:
+        idle = 0.0
+        while not self._stopped.wait(_EVERY_S):
+            manager = self._manager()
+            if manager is None:
+                return
+            idle += _EVERY_S
+            if manager.ledger.due <= manager.now() or idle >= _FOLLOW_EVERY_S:
+                idle = 0.0
+                with contextlib.suppress(StoreError):  # the next operation says it
+                    manager._clerk.run(partial(_look, manager))
+
+
+def _look(manager: Any) -> None:
+    with manager.ledger.lock:
+        manager.ledger.look()
+
+
+def _teller(manager: Any) -> Callable[[], None]:
+    """Return what tells subscribers, without keeping the manager alive."""
+    known = weakref.ref(manager)
+
+    def tell() -> None:
+        manager = known()
+        if manager is not None and manager._subscribers is not None:
+            Pool._tell(manager)
+
+    return tell
+
+
+def _void(hold: Any) -> None:
+    if isinstance(hold, Hold) and hold.state == "open":
+        hold.void()
+
+
+@atexit.register
+def _close_all() -> None:
+    for manager in list(_OPEN):
+        with contextlib.suppress(Exception):
+            manager.close()
+
+
+def _check_caps(pool: PoolRow, asked: dict[str, int | None]) -> None:
+    """Refuse other caps than those the pool was opened with; no caps ask for nothing."""
+    kept = json.loads(pool.terms)
+    for axis in AXES:
+        if asked[axis] is not None and kept.get(axis) != asked[axis]:
+            was = kept.get(axis)
+            raise InvalidContractError(
+                f"pool {pool.pool!r} was opened with max_{axis}="
+                f"{None if was is None else format_amount(axis, was)}, not "
+                f"{format_amount(axis, asked[axis] or 0)}: open it with the same or without, "
+                "and change it with top_up(tbc.ROOT, ...)"
+            )
