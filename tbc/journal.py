@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -121,12 +122,15 @@ class Journal:
         skipped = max(0, since - (last - len(self.lines)))
         return [line for line in islice(self.lines, skipped, None) if type(line) not in (tuple, Settlement)]
 
-    def begin_with(self, books: Any, calls: int) -> None:
-        """Take an account's numbers as its opening balance, with the calls that it has ended."""
-        unpriced = books.unpriced
-        sums = [books.allocated, books.consumed, books.held, unpriced, calls]
-        if any(sums):
-            self._opening[books.axis][books.name] = sums
+    def begin_with(self, balances: Mapping[tuple[Axis, str], Sequence[int]], lines: Iterable[Any]) -> None:
+        """Begin anew: opening balances (allocated, consumed, held, unpriced, calls), and the last lines."""
+        self.lines.clear()
+        for opening in self._opening.values():
+            opening.clear()
+        for (axis, name), sums in balances.items():
+            if any(sums):
+                self._opening[axis][name] = list(sums)
+        self.lines.extend(lines)
 
     def calls(self) -> dict[str, int]:
         """Return the ended calls of every account, counted from the lines on the token axis."""

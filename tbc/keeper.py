@@ -41,6 +41,8 @@ _ENDED_CALLS: Final = (Kind.SETTLE, Kind.LATE_SETTLE, Kind.USAGE)
 _TERMS: Final = frozenset({Kind.REGISTER, Kind.REPLACE, Kind.CLOSE})
 #: Expired holds that may still be settled; older ones are read again when they are.
 _EXPIRED_MOST: Final = 10_000
+#: Lines of the journal that books which are opened find in memory.
+_RECENT: Final = 1_000
 
 
 class Changes(NamedTuple):
@@ -261,7 +263,9 @@ class Keeper:
 
     def look_again(self, hold: Hold) -> None:
         """Let a hold that the keeper has forgotten be as the store has it; under the ledger's lock."""
-        if hold.hold_id in self._holds or hold.hold_id > self.mark.seq:
+        if hold.state in ("settled", "voided") or hold.hold_id in self._holds:
+            return
+        if hold.hold_id > self.mark.seq:  # granted in this transaction
             return
         row = self._store.find_hold(self._pool, hold_id=hold.hold_id)
         if row is not None:
@@ -319,6 +323,26 @@ class Keeper:
             ledger.seq = seq
         self.mark = news.mark
 
+    def _begin_journal(self) -> None:
+        """Give memory the last lines of the journal, and what they began with."""
+        ledger = self._ledger
+        balances: dict[tuple[Axis, str], list[int]] = {}
+        for total in self._store.totals(self._pool):
+            if total.axis == TOKENS and total.kind in _ENDED_CALLS:
+                _add(balances, (TOKENS, total.agent), (0, 0, 0, 0, total.lines))
+        for (name, axis), row in self._accounts.items():
+            numbers = row.allocated, row.consumed, row.held, row.unpriced, 0
+            _add(balances, (axis, name), numbers)
+        lines = []
+        for line in self._store.entries(self._pool, max(0, self.mark.seq - _RECENT)):
+            ended = line.axis == TOKENS and line.kind in _ENDED_CALLS
+            numbers = line.allocated, line.consumed, line.held, line.unpriced, int(ended)
+            _add(balances, (line.axis, line.agent_name), (-number for number in numbers))
+            if line.peer is not None:
+                _add(balances, (line.axis, line.peer), (line.allocated, 0, 0, 0, 0))
+            lines.append((ledger.unwall(line.at), Kind(line.kind), *line[3:]))
+        ledger.journal.begin_with(balances, lines)
+
     def find_answer(self, key: str, content: tuple[object, ...]) -> Any:
         """Return the first answer under a key as the store has it; ``None`` if it has none.
 
@@ -368,7 +392,6 @@ class Keeper:
     def _build(self, state: PoolState) -> list[Hold]:
         ledger = self._ledger
         with ledger.lock:
-            ledger.journal.lines.clear()
             ledger.open_holds.clear()
             ledger.accounts.clear()
             ledger.sides.clear()
@@ -378,16 +401,15 @@ class Keeper:
             self._accounts.clear()
             self._answers.take_back()
             self.follow(News(Mark(*state.pool[4:7]), (), state.agents, state.accounts, state.holds))
-            calls: dict[str, int] = {}
-            for total in self._store.totals(self._pool):
-                if total.axis == TOKENS and total.kind in _ENDED_CALLS:
-                    calls[total.agent] = calls.get(total.agent, 0) + total.lines
-            for books in ledger.every_account():
-                for own in ledger.every_book(books):
-                    ledger.journal.begin_with(own, calls.get(books.name, 0) if own.axis == TOKENS else 0)
+            self._begin_journal()
             ledger.seq = self.mark.seq
             ledger.noted.clear()
             return list(ledger.open_holds.values())
+
+
+def _add(balances: dict[Any, list[int]], at: Any, changes: Iterable[int]) -> None:
+    known = balances.setdefault(at, [0, 0, 0, 0, 0])
+    balances[at] = [one + other for one, other in zip(known, changes, strict=True)]
 
 
 def _hash(content: tuple[object, ...]) -> str:

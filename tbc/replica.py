@@ -194,6 +194,7 @@ def put_hold(manager: BudgetManager, hold: Hold | None, row: HoldRow) -> Hold:
     else:
         _uncount_loans(hold)
         hold.expires_at = ledger.unwall(row.expires_at)
+    lent = {part.books.axis: part.lenders for part in (hold, *hold.others)}
     hold.books = books
     hold.amount, hold.granted = tokens.amount, tokens.granted
     hold.lenders = None
@@ -201,6 +202,8 @@ def put_hold(manager: BudgetManager, hold: Hold | None, row: HoldRow) -> Hold:
     hold.settlement = None if row.outcome is None else from_json(row.outcome)
     if hold.settlement is not None:
         ledger.open_holds.pop(hold.hold_id, None)
+        for ended in (hold, *hold.others):  # what was lent is still told, where it is known
+            ended.lenders = lent.get(ended.books.axis)
         return hold
     for loan in row.loans:
         _put_loan(ledger, hold, loan)
