@@ -104,7 +104,7 @@ class Journal:
         Where older lines were folded, they begin with one opening entry (``seq`` 0) per account.
         """
         first = last - len(self.lines) + 1
-        skipped = max(0, since - first + 1)
+        wanted = min(len(self.lines), last - since)
         entries: list[tuple[Any, ...]] = []
         if since < first - 1:
             rest = (None, None, None, False)
@@ -113,14 +113,14 @@ class Journal:
                 for axis, opening in self._opening.items()
                 for name, sums in opening.items()
             ]
-        lines = enumerate(islice(self.lines, skipped, None), first + skipped)
-        entries.extend((seq, *_fields(line)) for seq, line in lines)
+        newest = list(islice(reversed(self.lines), max(0, wanted)))  # from the end: mostly few are asked for
+        entries.extend((seq, *_fields(line)) for seq, line in enumerate(reversed(newest), last - wanted + 1))
         return entries
 
     def holds(self, since: int, last: int) -> list[Any]:
         """Return the holds that lines after number `since` have granted; the newest line is number `last`."""
-        skipped = max(0, since - (last - len(self.lines)))
-        return [line for line in islice(self.lines, skipped, None) if type(line) not in (tuple, Settlement)]
+        newest = islice(reversed(self.lines), max(0, last - since))
+        return [line for line in newest if type(line) not in (tuple, Settlement)]
 
     def begin_with(self, balances: Mapping[tuple[Axis, str], Sequence[int]], lines: Iterable[Any]) -> None:
         """Begin anew: opening balances (allocated, consumed, held, unpriced, calls), and the last lines."""

@@ -231,11 +231,21 @@ class Keeper:
         if changes.agents:
             writer.put_agents(pool, changes.agents)
         writer.put_accounts(pool, changes.accounts)
-        writer.put_holds(pool, [row for _, row in changes.holds])
+        writer.put_holds(pool, [self._without_known(row) for _, row in changes.holds])
         writer.append(pool, changes.lines)
         for key, content, answer in changes.answers:
             at = self._ledger.wall(self._manager.now())
             writer.put_op(pool, OpRow(key, str(content[0]), _hash(content), _answer_json(answer), at))
+
+    def _without_known(self, row: HoldRow) -> HoldRow:
+        """Return a hold without the parts and loans that the store has."""
+        known = self._holds.get(row.hold_id)
+        if known is None:
+            return row if row.loans else row._replace(loans=None)
+        same_parts, same_loans = known[1].parts == row.parts, known[1].loans == row.loans
+        if not same_parts and not same_loans:
+            return row
+        return row._replace(parts=() if same_parts else row.parts, loans=None if same_loans else row.loans)
 
     def kept(self, changes: Changes, mark: Mark) -> None:
         """Remember that it is written, and how far the pool has come with it; under the ledger's lock."""

@@ -1,7 +1,7 @@
 """Records as JSON and back: what was answered, and how a hold ended, for those who ask again later.
 
-A record is written with its class and its fields by name; fields that are not known when it is read are left
-out, those that are missing have their defaults. Nothing but these classes is ever built.
+A record is written with its class and its fields by name; those that have their defaults are left out, and so
+are fields that are not known when it is read. Nothing but these classes is ever built.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ _FROZEN: dict[str, Any] = {kind.__name__: kind for kind in (Transfer, Decision, 
 _TUPLES: dict[str, Any] = {kind.__name__: kind for kind in (Booking, Settlement)}
 _WORDS: dict[str, Any] = {kind.__name__: kind for kind in (Kind, Status)}
 
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_NEEDED = object()
+_dump = json.JSONEncoder(separators=(",", ":")).encode
+
 
 def to_json(value: object) -> str:
     """Return a record, or a plain value, as JSON.
@@ -32,7 +36,7 @@ def to_json(value: object) -> str:
     TypeError
         If it is anything else.
     """
-    return json.dumps(_plain(value), separators=(",", ":"))
+    return _dump(_plain(value))
 
 
 def from_json(text: str) -> Any:
@@ -41,13 +45,19 @@ def from_json(text: str) -> Any:
 
 
 def _plain(value: object) -> Any:
-    name = type(value).__name__
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
+    name = kind.__name__
     if name in _WORDS:
         return {"": name, "is": str(value)}
     if value is None or isinstance(value, str | int | float):
         return value
     if name in _TUPLES:
-        return {"": name, **{field: _plain(each) for field, each in value._asdict().items()}}  # type: ignore[attr-defined]
+        defaults = kind._field_defaults  # type: ignore[attr-defined]
+        pairs = zip(kind._fields, value, strict=True)  # type: ignore[attr-defined, call-overload]
+        told = {field: _plain(each) for field, each in pairs if each != defaults.get(field, _NEEDED)}
+        return {"": name, **told}
     if name in _FROZEN:
         fields = [field.name for field in attrs.fields(_FROZEN[name])]
         return {"": name, **{field: _plain(getattr(value, field)) for field in fields}}

@@ -81,13 +81,13 @@ def hold_row(ledger: Ledger, hold: Hold) -> HoldRow:
         hold.model,
         None,
         None if settlement is None else to_json(settlement),
-        [PartRow(part.books.axis, part.amount, part.granted, int(_is_unpriced(part))) for part in parts],
-        [
+        tuple(PartRow(part.books.axis, part.amount, part.granted, int(_is_unpriced(part))) for part in parts),
+        tuple(
             LoanRow(part.books.axis, position, loan.donor.name, loan.kind.value, loan.amount)
             for part in parts
             for position, loan in enumerate(part.lenders or ())
             if settlement is None
-        ],
+        ),
     )
 
 
@@ -205,7 +205,7 @@ def put_hold(manager: BudgetManager, hold: Hold | None, row: HoldRow) -> Hold:
         for ended in (hold, *hold.others):  # what was lent is still told, where it is known
             ended.lenders = lent.get(ended.books.axis)
         return hold
-    for loan in row.loans:
+    for loan in row.loans or ():
         _put_loan(ledger, hold, loan)
     ledger.open_holds[hold.hold_id] = hold
     ledger.unsorted_due = min(ledger.unsorted_due, hold.expires_at)

@@ -227,7 +227,10 @@ class LoanRow(NamedTuple):
 
 
 class HoldRow(NamedTuple):
-    """A hold. `outcome` is how it ended, as JSON."""
+    """A hold. `outcome` is how it ended, as JSON.
+
+    To a writer, no `parts` and ``None`` for `loans` say that they are as they were.
+    """
 
     hold_id: int
     agent: str
@@ -240,7 +243,7 @@ class HoldRow(NamedTuple):
     request_hash: str | None = None
     outcome: str | None = None
     parts: Sequence[PartRow] = ()
-    loans: Sequence[LoanRow] = ()
+    loans: Sequence[LoanRow] | None = ()
 
 
 class OpRow(NamedTuple):

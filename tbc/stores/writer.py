@@ -68,7 +68,7 @@ class Writer:
             self._execute(schema.PUT_ACCOUNT, (pool, *row))
 
     def put_holds(self, pool: str, rows: Iterable[HoldRow]) -> None:
-        """Keep holds with their parts, and with these loans instead of the ones before."""
+        """Keep holds with their parts and, if they are told, with these loans instead of the ones before."""
         self._end(pool)
         for row in rows:
             if row.key is not None:
@@ -79,6 +79,8 @@ class Writer:
                 check_int("amount", part.amount)
                 check_int("granted", part.granted)
                 self._execute(schema.PUT_PART, (*ours, *part))
+            if row.loans is None:
+                continue
             self._execute(schema.DROP_LOANS, ours)
             for loan in row.loans:
                 check_int("amount", loan.amount)
