@@ -469,7 +469,10 @@ def _end(ledger: Ledger, hold: Hold, ending: Ending) -> Settlement:
         if part.lenders and not late:
             returned = _return_loans(ledger, part, hold.hold_id, max(0, held - amount), ending, loans)
             loans += len(part.lenders)
-        covered, overrun = _cover_excess(ledger, part.books, amount - held, now, hold.hold_id)
+        covered: tuple[Transfer, ...] = ()
+        overrun = 0
+        if amount > held:
+            covered, overrun = _cover_excess(ledger, part.books, amount - held, now, hold.hold_id)
         ends.append(
             Booking(part.books.axis, amount, part.amount, estimated, returned, covered, overrun, unpriced)
         )

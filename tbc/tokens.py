@@ -176,6 +176,8 @@ class EstimateCounter:
         if not text:
             return 0
         words = text.split(" ")
+        if not words[-1]:
+            words.pop()  # a space at the end is worth nothing, after what is none
         first = words[0]  # the one without a space before it
         try:
             hundredths = (
