@@ -477,21 +477,25 @@ def _end(ledger: Ledger, hold: Hold, ending: Ending) -> Settlement:
             Booking(part.books.axis, amount, part.amount, estimated, returned, covered, overrun, unpriced)
         )
     tokens, *others = ends
-    settlement = Settlement(
-        hold.hold_id,
-        hold.books.name,
-        ending.state,
-        tokens.amount,
-        tokens.held,
-        tokens.estimated,
-        tokens.returned,
-        tokens.covered,
-        tokens.overrun,
-        late,
-        at=now,
-        operation=hold.operation,
-        model=hold.model,
-        others=tuple(others),
+    settlement = _new_tuple(
+        Settlement,
+        (
+            hold.hold_id,
+            hold.books.name,
+            ending.state,
+            tokens.amount,
+            tokens.held,
+            tokens.estimated,
+            tokens.returned,
+            tokens.covered,
+            tokens.overrun,
+            late,
+            False,
+            now,
+            hold.operation,
+            hold.model,
+            tuple(others),
+        ),
     )
     hold.settlement = settlement  # no call from here on: see `Ledger.book`
     ledger.unfinished = None
