@@ -275,6 +275,29 @@ class SpendingDesk(Pool):
                 granted.expect_price(price)
         return self._told_hold(granted)
 
+    def hold_priced(
+        self,
+        agent_name: str,
+        tokens: int,
+        nano: int | None,
+        *,
+        model: str | None,
+        expires_s: float,
+        operation: str | None,
+    ) -> Hold:
+        """Set aside what a call may use and cost at most, for those who have priced it themselves.
+
+        The cost is in nano-dollars; ``None``: nobody knows it.
+        """
+        tokens = check_amount("tokens", tokens)
+        if nano is not None:
+            nano = _check_nano(nano)
+        with self._lock:
+            books = self._open_books(agent_name)
+            granted = self._grant(books, tokens, nano, 1, None, None, expires_s, None, operation, model)
+            self._note_unknown_price(granted, None, nano)
+        return self._told_hold(granted)
+
     def ahold(self, agent_name: str, tokens: int = 0, **how: Any) -> PendingHold:
         """Await `hold`, or use it as an async context manager; the same arguments."""
         return PendingHold(lambda: self.hold(agent_name, tokens, **how))
@@ -297,12 +320,22 @@ class SpendingDesk(Pool):
         usd: Money | None = None,
         calls: int | None = None,
         usage: Usage | None = None,
+        nano: int | None = None,
     ) -> Settlement:
-        """End a hold by the actual usage; see `Hold.settle`."""
-        nano = None
-        plain = type(tokens) is int and tokens >= 0 and usd is None and calls is None and usage is None
+        """End a hold by the actual usage; see `Hold.settle`. `nano` is `usd`, in nano-dollars."""
+        plain = (
+            type(tokens) is int
+            and tokens >= 0
+            and usd is None
+            and calls is None
+            and usage is None
+            and nano is None
+        )
         if not plain:
-            nano = None if usd is None else nano_dollars("usd", usd)
+            if nano is not None:
+                nano = _check_nano(nano)
+            elif usd is not None:
+                nano = nano_dollars("usd", usd)
             if usage is not None and _states_something(usage):
                 tokens = usage.tokens if tokens is None else tokens
                 if nano is None and hold.price is not None:
@@ -598,6 +631,15 @@ class SpendingDesk(Pool):
         if settlement.unpaid is not None and self._mode == "enforce":
             axis, amount, overrun = settlement.unpaid
             raise OverrunError(settlement.agent_name, amount, amount - overrun, settlement, axis)
+
+
+def _check_nano(nano: int) -> int:
+    """Return nano-dollars that the books can hold; more are refused as the dollars that they are."""
+    if 0 <= nano <= MAX_AMOUNT:
+        return nano
+    from tbc.money import to_usd
+
+    return nano_dollars("usd", to_usd(nano))
 
 
 def _states_something(usage: object) -> bool:

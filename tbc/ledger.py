@@ -359,6 +359,8 @@ class Ledger:
 
     def on(self, axis: Axis, books: Books) -> Books:
         """Return an account's books on an axis, opened if they are not. `books` are those on tokens."""
+        if axis == TOKENS:
+            return books
         found = self.look_up(axis, books)
         if found is not None:
             return found

@@ -214,8 +214,8 @@ def grant(
     With a `clamp`, a hold that cannot be had in full is made smaller.
     """
     decision: Decision | None = None
-    covers: list[tuple[list[Move], int]] = [([], 0)] * len(asked)
-    if not all(_fits_alone(part) for part in asked):
+    covers: list[tuple[list[Move], int]] = []
+    if not all(map(_fits_alone, asked)):
         decision = decide(asked, mode)
         if decision.status.refuses and mode == "enforce":
             if clamp is None or decision.status is Status.GATE_CLOSED:
@@ -229,7 +229,7 @@ def grant(
     tokens, *others = asked
     due = min(ledger.due, expires_at)
     hold = Hold(desk, tokens.books, ledger.seq + 1, tokens.amount, now, expires_at, key, operation, model)
-    set_aside(ledger, hold, first_of_many=bool(others or covers[0][0]))
+    set_aside(ledger, hold, first_of_many=bool(others or (covers and covers[0][0])))
     hold.decision = decision
     for part in others:
         part.amount = 0  # until its entry is written
@@ -246,7 +246,7 @@ def grant(
             model=model,
             grows=part,
         )
-    for part, (moves, owed) in zip((hold, *others), covers, strict=True):
+    for part, (moves, owed) in zip((hold, *others), covers, strict=False):  # none where all fits
         _lend(ledger, now, part, moves, owed, hold)
     ledger.unfinished = None
     ledger.due = due
@@ -473,26 +473,33 @@ def _end(ledger: Ledger, hold: Hold, ending: Ending) -> Settlement:
         if part.lenders and not late:
             returned = _return_loans(ledger, part, hold.hold_id, max(0, held - amount), ending, loans)
             loans += len(part.lenders)
-        covered, overrun = _cover_excess(ledger, part.books, amount - held, now, hold.hold_id)
+        covered: tuple[Transfer, ...] = ()
+        overrun = 0
+        if amount > held:
+            covered, overrun = _cover_excess(ledger, part.books, amount - held, now, hold.hold_id)
         ends.append(
             Booking(part.books.axis, amount, part.amount, estimated, returned, covered, overrun, unpriced)
         )
     tokens, *others = ends
-    settlement = Settlement(
-        hold.hold_id,
-        hold.books.name,
-        ending.state,
-        tokens.amount,
-        tokens.held,
-        tokens.estimated,
-        tokens.returned,
-        tokens.covered,
-        tokens.overrun,
-        late,
-        at=now,
-        operation=hold.operation,
-        model=hold.model,
-        others=tuple(others),
+    settlement = _new_tuple(
+        Settlement,
+        (
+            hold.hold_id,
+            hold.books.name,
+            ending.state,
+            tokens.amount,
+            tokens.held,
+            tokens.estimated,
+            tokens.returned,
+            tokens.covered,
+            tokens.overrun,
+            late,
+            False,
+            now,
+            hold.operation,
+            hold.model,
+            tuple(others),
+        ),
     )
     hold.settlement = settlement  # no call from here on: see `Ledger.book`
     ledger.unfinished = None

@@ -19,7 +19,7 @@ import re
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
 from typing import Final, TypeAlias
 
-from tbc.axes import MAX_AMOUNT
+from tbc.axes import MAX_AMOUNT, NANO
 from tbc.errors import InvalidAmountError
 
 #: Dollars as users write them.
@@ -32,6 +32,7 @@ _LONGEST: Final = 100
 _WRITTEN: Final = re.compile(r"\$?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,9})?", re.ASCII)
 _STEP: Final = Decimal("1E-9")
 _MOST: Final = Decimal(f"{MAX_AMOUNT}E-9")
+_MOST_WHOLE: Final = MAX_AMOUNT // NANO
 #: Why a context of our own: the user's may round or trap. 40 digits hold every amount.
 _CONTEXT: Final = Context(prec=40, traps=[InvalidOperation])
 
@@ -98,6 +99,8 @@ def to_nano(name: str, value: object, *, up: bool = True) -> int:
     InvalidAmountError
         As `usd_decimal`, and for more than the largest amount of the books.
     """
+    if type(value) is int and 0 <= value <= _MOST_WHOLE:  # what follows, at a tenth of its price
+        return value * NANO
     dollars = usd_decimal(name, value)
     if dollars > _MOST:
         raise InvalidAmountError(name, value, f"at most {_MOST} US dollars")

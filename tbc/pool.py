@@ -59,7 +59,7 @@ class Pool:
         if isinstance(warn_at, str) or not isinstance(warn_at, Sequence):
             raise InvalidContractError(f"warn_at must be a list of shares, not {warn_at!r}")
         self._warn_at = tuple(check_fraction("warn_at", share) for share in warn_at)
-        if not all(a < b for a, b in zip((0.0, *self._warn_at), self._warn_at, strict=False)):
+        if warn_at and not all(a < b for a, b in zip((0.0, *self._warn_at), self._warn_at, strict=False)):
             raise InvalidContractError(f"warn_at must ascend from above 0 to 1, not {list(warn_at)}")
         self._warned: set[tuple[Axis, float]] = set()
         self._mode: Mode = mode

@@ -41,6 +41,7 @@ _OPERATIONS: Final = (
     "govern",
     "hold",
     "hold_call",
+    "hold_priced",
     "rebalance",
     "record_usage",
     "register_agent",

@@ -89,6 +89,58 @@ _RULE: Final = (
     (r"\S", 100, 1, 0),
 )
 _RULE_PATTERN = re.compile("|".join(f"({pattern})" for pattern, *_ in _RULE))
+#: No match of the rule goes beyond one of these: a word with the blanks before it and the line breaks after.
+_CHUNK = re.compile(r"[^\S\r\n]*\S+[\r\n]*|[^\S\r\n]*[\r\n]+|[^\S\r\n]+")
+_CHUNK_KEPT: Final = 32
+_CHUNKS_KEPT: Final = 8_192
+
+
+def _hundredths(text: str) -> int:
+    """Return what the rule makes of a text."""
+    total = 0
+    for match in _RULE_PATTERN.finditer(text):
+        _, base, included, further = _RULE[match.lastindex - 1]  # type: ignore[operator]
+        start, end = match.span()
+        total += base
+        if end - start > included:
+            total += further * (end - start - included)
+    return total
+
+
+class _Chunks(dict[str, int]):
+    """What the rule makes of chunks of text; short ones are remembered, as long as they are not too many."""
+
+    __slots__ = ()
+
+    def __missing__(self, chunk: str) -> int:
+        found = self.find(chunk)
+        if len(chunk) <= _CHUNK_KEPT:
+            if len(self) >= _CHUNKS_KEPT:
+                self.clear()
+            self[chunk] = found
+        return found
+
+    def find(self, chunk: str) -> int:
+        return _hundredths(chunk)
+
+
+class _Words(_Chunks):
+    """The same for what comes after a single space, which belongs to it.
+
+    Of what ends in a blank, `find` raises a ``KeyError``: the next space belongs to that blank.
+    """
+
+    __slots__ = ()
+
+    def find(self, chunk: str) -> int:
+        last = chunk[-1:]
+        if not last or (last.isspace() and last not in "\r\n"):
+            raise KeyError(chunk)
+        return _hundredths(f" {chunk}")
+
+
+_chunk_hundredths = _Chunks().__getitem__
+_word_hundredths = _Words().__getitem__
 
 
 class EstimateCounter:
@@ -123,13 +175,16 @@ class EstimateCounter:
         """Return the estimated tokens of `text`: 0 for none, else at least 1."""
         if not text:
             return 0
-        hundredths = 0
-        for match in _RULE_PATTERN.finditer(text):
-            _, base, included, further = _RULE[match.lastindex - 1]  # type: ignore[operator]
-            start, end = match.span()
-            hundredths += base
-            if end - start > included:
-                hundredths += further * (end - start - included)
+        words = text.split(" ")
+        if not words[-1]:
+            words.pop()  # a space at the end is worth nothing, after what is none
+        first = words[0]  # the one without a space before it
+        try:
+            hundredths = (
+                sum(map(_word_hundredths, words)) - _word_hundredths(first) + _chunk_hundredths(first)
+            )
+        except KeyError:  # blanks in a row
+            hundredths = sum(map(_chunk_hundredths, _CHUNK.findall(text)))
         return max(1, -(-hundredths // 100))
 
 
@@ -202,6 +257,9 @@ def count(value: object, counter: Counter) -> int:
       that do something (are callable, or have a method such as ``invoke``, ``create`` or ``close``).
     - A cycle counts 0 where it closes, and so does what lies deeper than 100 levels.
     """
+    if type(value) is str:
+        plain = _plain_text(value)
+        return plain if isinstance(plain, int) else counter.count(plain)
     return _Walk(counter).tokens(value, 0)
 
 

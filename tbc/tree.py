@@ -184,21 +184,21 @@ def register(
 def _open(
     ledger: Ledger, books: Books | None, contract: BudgetContract, parent: Books, now: float
 ) -> BudgetContract:
-    axes = [axis for axis in AXES if axis == TOKENS or _concerns(ledger, axis, contract, books)]
-    grants: dict[Axis, tuple[int, Books | None]] = {}
-    for axis in axes:
-        owned = contract.cap(axis) or 0
-        grants[axis] = owned, _funder(contract.agent_name, ledger.on(axis, parent), owned)
+    grants = []
+    for axis in AXES:
+        if axis == TOKENS or _concerns(ledger, axis, contract, books):
+            owned = contract.cap(axis) or 0
+            above = ledger.on(axis, parent)
+            grants.append((axis, owned, above, _funder(contract.agent_name, above, owned)))
     if books is None:
         books = ledger.open_account(contract.agent_name, parent, capped=False)
-    for axis, (owned, funder) in grants.items():
-        above = ledger.on(axis, parent)
+    for axis, owned, above, funder in grants:
         own = ledger.on(axis, books)
         if own.closed:  # what it consumed stays on its account
             own.closed = False
             own.parent = above
             ledger.join_market(own, above)
-        own.capped = contract.cap(axis) is not None or above.capped
+        own.capped = above.capped or contract.cap(axis) is not None
         set_terms(own, contract)
         ledger.book(now, Kind.REGISTER, own, peer=funder, allocated=owned)
     return contract

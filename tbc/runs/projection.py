@@ -21,7 +21,7 @@ class Projection:
     def __init__(self, manager: BudgetManager, task_id: str) -> None:
         self._manager = manager
         self._outputs = manager.output_history(task_id)
-        self._excess = OutputHistory()
+        self._excess: OutputHistory | None = None  # none until a step sends more than was counted
         self._most_output = self._most_excess = 0
         #: The last text, the model that counted it, and its tokens: loops often send the same again.
         self._counted: tuple[str, str | None, int] | None = None
@@ -40,7 +40,7 @@ class Projection:
 
     def input_tokens(self, counted: int) -> int:
         """Return what a step of a counted input will send."""
-        if not self._most_excess:
+        if self._excess is None:
             return counted
         usual = self._excess.p90()
         return counted + (self._most_excess if usual is None else usual)
@@ -56,6 +56,8 @@ class Projection:
         if written > self._most_output:
             self._most_output = written
         excess = sent - counted if sent > counted else 0
-        if excess or self._most_excess:
+        if excess and self._excess is None:
+            self._excess = OutputHistory()
+        if self._excess is not None:
             self._excess.add(excess)
             self._most_excess = max(self._most_excess, excess)

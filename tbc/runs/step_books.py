@@ -191,10 +191,10 @@ class StepBooks:
             step = Step(self, self._begun + 1, model, price, cap, counted, sent, written)
             spent, held, limit = self._books.consumed, self._books.held, self._limit
             try:
-                hold = self.manager.hold(
+                hold = self.manager.hold_priced(
                     self.task_id,
                     sent + written,
-                    usd=None if step.cost is None else to_usd(step.cost),
+                    step.cost,
                     model=model,
                     expires_s=_FOREVER,
                     operation=f"step {step.number}",
@@ -260,12 +260,12 @@ class StepBooks:
 
     def _settle(self, step: Step, used: StepUsage) -> None:
         sent, written, usage = used
-        usd = None
+        cost = None
         if step.price is not None:
-            usd = to_usd(step.price.text_cost(sent, written) if usage is None else step.price.cost(usage))
+            cost = step.price.text_cost(sent, written) if usage is None else step.price.cost(usage)
         with self._lock:
             if step.hold.state in ("open", "expired"):  # else it was ended by hand, within the step
-                step.hold.settle(sent + written, usd=usd)
+                self.manager.settle_hold(step.hold, sent + written, nano=cost)
             self._projection.learn(step.counted, sent, written, step.cap)
             self._record(step, "ok", used, None)
 

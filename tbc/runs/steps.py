@@ -19,6 +19,7 @@ Without a limit everything is only observed.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Awaitable, Callable
@@ -367,6 +368,7 @@ class Run(StepBooks):
             self._log.write(line_after(self.task_id, record, spent, limit, reason))
 
 
+@functools.lru_cache(maxsize=2)
 def _day(number: int) -> date:
     return datetime.fromtimestamp(number * _SECONDS_A_DAY, UTC).date()
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tbc import tokens as rule
 from tbc.stream_usage import StreamUsage
 from tbc.tokens import EstimateCounter, TiktokenCounter, count
 from tbc.usage import Usage, read_usage, reply_text, text_of
@@ -82,6 +83,55 @@ def test_special_markers_count_as_the_text_that_they_are(
     real: TiktokenCounter, markers: list[str], text: str
 ) -> None:
     assert count([*markers, text], real) >= 3 * len(markers)
+
+
+#: Text at whose seams something may go wrong: blanks of every kind, line breaks, digits, marks, letters.
+seams = st.lists(
+    st.sampled_from(
+        [
+            *"\t\n\r\x0b\x1c\x85\u3000\xa0\u2028",
+            " ",
+            "  ",
+            "\r\n",
+            "7",
+            "2024",
+            "a",
+            "The",
+            "ABC",
+            "camelCase",
+        ]
+    )
+    | st.sampled_from(["_", "!!", "(", "é", "déjà", "漢", "あり", "カ", "한", "привет", "😀"]),
+    max_size=12,
+).map("".join)
+
+
+def by_the_plain_rule(text: str) -> int:
+    """Take match after match of the rule, through the whole text."""
+    hundredths = 0
+    for match in rule._RULE_PATTERN.finditer(text):
+        assert match.lastindex is not None
+        _, base, included, further = rule._RULE[match.lastindex - 1]
+        hundredths += base + further * max(0, len(match.group()) - included)
+    return max(1, -(-hundredths // 100)) if text else 0
+
+
+@given(seams | texts)
+def test_the_estimate_counts_in_pieces_what_the_rule_counts_as_a_whole(text: str) -> None:
+    assert ESTIMATE.count(text) == by_the_plain_rule(text)
+
+
+def test_pieces_cut_elsewhere_would_not_count_as_the_whole() -> None:
+    text = "a  b\t c 7"
+    assert sum(map(by_the_plain_rule, text)) != by_the_plain_rule(text) == ESTIMATE.count(text)
+
+
+def test_the_estimate_remembers_no_more_chunks_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rule, "_CHUNKS_KEPT", 2)
+    known = rule._Chunks()
+    for chunk in ("one", "two", "three", "long" * 100):
+        assert known[chunk] == rule._hundredths(chunk)
+    assert list(known) == ["three"]
 
 
 @given(json_like)
