@@ -39,12 +39,14 @@ from tbc.errors import (
     NoCurrentHoldError,
     NotSent,
     OverrunError,
+    StoreAwayError,
     StoreBusyError,
     StoreCorruptError,
     StoreError,
     StoreFullError,
     StoreMissingError,
     StoreStaleError,
+    StoreUnknownError,
     TBCError,
     TraceError,
     UnknownAgentError,
@@ -60,6 +62,7 @@ from tbc.tree import Account
 
 if TYPE_CHECKING:
     from tbc import events, tokens
+    from tbc.away import Allowance
     from tbc.clearing import Clearing, clear
     from tbc.run_errors import (
         ResultNotKeptError,
@@ -85,6 +88,7 @@ __all__ = [
     "AgentClosedError",
     "AgentExistsError",
     "AgentInUseError",
+    "Allowance",
     "BudgetContract",
     "BudgetExceededError",
     "BudgetManager",
@@ -118,12 +122,14 @@ __all__ = [
     "StepBlockedError",
     "StepResultError",
     "StepUnpricedError",
+    "StoreAwayError",
     "StoreBusyError",
     "StoreCorruptError",
     "StoreError",
     "StoreFullError",
     "StoreMissingError",
     "StoreStaleError",
+    "StoreUnknownError",
     "TBCError",
     "TraceError",
     "Transfer",
@@ -150,6 +156,7 @@ __all__ = [
 
 # Loaded at first use: name -> the module, or the module that holds it.
 _LATER = {
+    "Allowance": "tbc.away",
     "UnknownTaskError": "tbc.run_errors",
     "StepResultError": "tbc.run_errors",
     "StepUnpricedError": "tbc.run_errors",

@@ -16,15 +16,20 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from tbc.errors import StoreError, StoreStaleError
+from tbc.clock import system_clock
+from tbc.errors import StoreAwayError, StoreError, StoreStaleError
 
 if TYPE_CHECKING:
     from tbc.keeper import Keeper
     from tbc.ledger import Ledger
 
 __all__ = ["Clerk"]
+
+#: Seconds for which a store that cannot be reached is not asked again: at first, and at most.
+_FIRST_PAUSE_S: Final = 0.25
+_LONGEST_PAUSE_S: Final = 15.0
 
 
 class _Task:
@@ -95,6 +100,8 @@ class Clerk:
         self._serving: int | None = None  # the thread that serves
         self._torn = False  # whether memory may be neither what is kept nor ahead of it
         self._closed = False
+        self._away: StoreError | None = None  # why the store is not asked before `_ask_again_at`
+        self._ask_again_at = self._pause = 0.0
         self._awaited = threading.Semaphore(0)
         self._thread: threading.Thread | None = None
 
@@ -199,7 +206,17 @@ class Clerk:
 
     def _serve_or_fail(self, batch: list[_Task]) -> None:
         try:
+            if self._away is not None and system_clock() < self._ask_again_at:
+                raise self._away
             self._serve_all(batch)
+            self._away, self._pause = None, 0.0
+        except StoreAwayError as error:  # many that ask would keep it away
+            if self._away is None or system_clock() >= self._ask_again_at:
+                self._pause = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * self._pause))
+                self._ask_again_at = system_clock() + self._pause
+            self._away = error
+            for task in batch:
+                task.fail(error)
         except StoreError as error:
             for task in batch:
                 task.fail(error)
@@ -215,7 +232,8 @@ class Clerk:
         optimistic = True
         while True:
             if self._torn:
-                self._keeper.reload()
+                with self._store.transaction(self._pool):
+                    self._keeper.reload()
             self._torn = True
             try:
                 self._transact(batch, optimistic)

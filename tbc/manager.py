@@ -22,6 +22,7 @@ from tbc.govern import Governed, Governor, OutputHistory
 from tbc.pool import nano_dollars
 
 if TYPE_CHECKING:
+    from tbc.away import Allowance
     from tbc.money import Money
     from tbc.pricing import PriceTable, UnknownPrice
     from tbc.stored import Store
@@ -70,6 +71,9 @@ class BudgetManager(SpendingDesk):
         the books live and die with the process.
     pool : str, default "default"
         Which pool of the store. One that is there is found as it was left.
+    when_away : Allowance, optional
+        What this process may spend while the store cannot be reached; it is booked there afterwards. Default:
+        nothing, operations raise the store's error; in audit mode everything.
 
     Attributes
     ----------
@@ -112,6 +116,7 @@ class BudgetManager(SpendingDesk):
         wind_down_at: float = 0.8,
         store: str | Store | None = None,
         pool: str = "default",
+        when_away: Allowance | None = None,
     ) -> None:
         self._caps: dict[Axis, int | None] = {
             TOKENS: None if max_tokens is None else check_amount("max_tokens", max_tokens),
@@ -264,5 +269,7 @@ def _stored_manager() -> type[BudgetManager]:
 
     class StoredManager(StoredDesk, BudgetManager):
         """A `BudgetManager` whose books are kept in a store."""
+
+        plain = BudgetManager
 
     return StoredManager

@@ -15,10 +15,19 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from tbc.away import Allowance, AwayBooks
 from tbc.axes import AXES, format_amount
 from tbc.clerk import Clerk
 from tbc.clock import StoreClock
-from tbc.errors import InvalidContractError, StoreError, StoreStaleError
+from tbc.errors import (
+    AgentClosedError,
+    InvalidContractError,
+    StoreAwayError,
+    StoreBusyError,
+    StoreError,
+    StoreFullError,
+    StoreStaleError,
+)
 from tbc.holds import Hold, PendingHold
 from tbc.keeper import Keeper
 from tbc.pool import Pool
@@ -54,6 +63,11 @@ _OPERATIONS: Final = (
     "update_agent",
     "used",
 )
+#: Those of them that spend: what an `Allowance` stands in for.
+_SPENDING: Final = frozenset({"hold", "hold_call", "hold_priced", "record_usage"})
+_AWAY: Final = (StoreAwayError, StoreBusyError, StoreFullError)
+#: What the manager of an `Allowance` has of the one it stands in for.
+_ALIKE: Final = ("mode", "default_output_tokens", "counter", "prices", "unknown_price", "wind_down_at")
 #: How many expired holds one transaction frees at most: others are not to wait for long.
 _SWEEP: Final = 500
 #: Seconds between two looks at what has expired, and at what others have written.
@@ -69,11 +83,22 @@ class StoredDesk:
     """What a `BudgetManager` does otherwise if its books are kept in a store; mixed in before it."""
 
     waits = True
+    plain: Callable[..., Any]
+    """The same manager without a store."""
 
     _clerk: Clerk
     _keeper: Keeper
 
-    def __init__(self, *, store: Any, pool: str = "default", **how: Any) -> None:
+    def __init__(
+        self, *, store: Any, pool: str = "default", when_away: Allowance | None = None, **how: Any
+    ) -> None:
+        if when_away is not None and not isinstance(when_away, Allowance):
+            raise InvalidContractError(f"when_away must be a tbc.Allowance or None, not {when_away!r}")
+        caps = {} if when_away is None else when_away.caps
+        self._away: AwayBooks | None = None
+        if when_away is not None or how.get("mode") == "audit":
+            alike = {name: how[name] for name in _ALIKE if name in how}
+            self._away = AwayBooks(partial(self.plain, **alike, **caps))
         self._owns_store = isinstance(store, str)
         self._store = open_store(store) if isinstance(store, str) else store
         try:
@@ -92,11 +117,12 @@ class StoredDesk:
         ledger = manager.ledger
         keeper = Keeper(manager, self._store, self._pool_name)
         while True:
-            state = self._store.load_pool(self._pool_name)
-            if state is not None:
-                _check_caps(state.pool, manager._caps)
-                keeper.restore(state)
-                break
+            with self._store.transaction(self._pool_name):
+                state = self._store.load_pool(self._pool_name)
+                if state is not None:
+                    _check_caps(state.pool, manager._caps)
+                    keeper.restore(state)
+                    break
             with contextlib.suppress(StoreStaleError):  # another process was faster: its pool is ours
                 with keeper.keep():
                     pass
@@ -112,6 +138,7 @@ class StoredDesk:
         """Serve what waits, and let go of the store. Open holds stay in it."""
         _OPEN.discard(self)
         self._sweeper.stop()
+        self.bring_home()
         self._clerk.close()
         self._threads.shutdown(wait=False)
         if self._owns_store:
@@ -163,13 +190,44 @@ class StoredDesk:
         end_later: Callable[..., None] = super().end_later  # type: ignore[misc]
         self._clerk.later(partial(end_later, hold, tokens, estimated=estimated, usage=usage))
 
+    # -- while the store is away ---------------------------------------------------------------------------
+
+    def _instead(self, error: StoreError, name: str, agent_name: str, *values: Any, **named: Any) -> Any:
+        """Do on the allowance what cannot be done in the store; without one, raise the store's error."""
+        if self._away is None:
+            raise error
+        manager: Any = self
+        with manager.ledger.lock:
+            books = manager.ledger.find(agent_name)
+        if books.closed:
+            raise AgentClosedError(agent_name)
+        if books.gate_closed and manager.mode == "enforce":
+            raise error
+        return self._away.do(name, agent_name, *values, **named)
+
+    def bring_home(self) -> None:
+        """Book in the store what was spent while it was away, if it can be reached; it is tried by itself."""
+        if self._away is not None:
+            record_usage: Callable[..., Any] = super().record_usage  # type: ignore[misc]
+            with contextlib.suppress(StoreError):
+                self._away.bring_home(
+                    lambda *values, **named: self._clerk.run(partial(record_usage, *values, **named))
+                )
+
     # -- for callers that await ---------------------------------------------------------------------------
 
     def ahold(self, agent_name: str, tokens: int = 0, **how: Any) -> PendingHold:
         """Await `hold`, or use it as an async context manager; the same arguments."""
         hold: Callable[..., Hold] = super().hold  # type: ignore[misc]
-        asking = self._clerk.arun(partial(hold, agent_name, tokens, **how), undo=_void)
-        return WaitingHold(asking)
+
+        async def asking() -> Hold:
+            try:
+                granted: Hold = await self._clerk.arun(partial(hold, agent_name, tokens, **how), undo=_void)
+            except _AWAY as error:
+                granted = self._instead(error, "hold", agent_name, tokens, **how)
+            return granted
+
+        return WaitingHold(asking())
 
     async def arun(self, operation: Callable[[], Any]) -> Any:
         """Await an operation on the books."""
@@ -191,7 +249,12 @@ class StoredDesk:
 
 def _operation(name: str) -> Callable[..., Any]:
     def operation(self: Any, *values: Any, **named: Any) -> Any:
-        return self._clerk.run(partial(getattr(super(StoredDesk, self), name), *values, **named))
+        try:
+            return self._clerk.run(partial(getattr(super(StoredDesk, self), name), *values, **named))
+        except _AWAY as error:
+            if name not in _SPENDING:
+                raise
+            return self._instead(error, name, *values, **named)
 
     operation.__name__ = name
     return operation
@@ -258,6 +321,8 @@ class _Sweeper:
                 idle = 0.0
                 with contextlib.suppress(StoreError):  # the next operation says it
                     manager._clerk.run(partial(_look, manager))
+            manager.bring_home()
+            del manager
 
 
 def _look(manager: Any) -> None:

@@ -40,7 +40,7 @@ FLOORS = [
     "records",
     "replica",
     "keeper",
-    "clerk",
+    "away | clerk",
     "stored",
     "manager",
     "__init__",

@@ -1,0 +1,170 @@
+"""While the store is away: nothing without an allowance, never more than it, and all of it is booked after."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+
+import pytest
+
+import tbc
+from tbc.stores import SqliteStore
+
+
+class Leaving(SqliteStore):
+    """A store that can be away."""
+
+    away = False
+
+    def transaction(self, pool=None, *, at=None):
+        if self.away:
+            raise tbc.StoreAwayError(self.path, "the server does not answer", "Try again")
+        return super().transaction(pool, at=at)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr("tbc.clerk._FIRST_PAUSE_S", 0.0)  # no pause: nothing here waits for a clock
+    monkeypatch.setattr("tbc.clerk._LONGEST_PAUSE_S", 0.0)
+    monkeypatch.setattr("tbc.stored._EVERY_S", 3600.0)
+    with Leaving(tmp_path / "books.db") as store:
+        yield store
+
+
+@contextmanager
+def managing(store, **how):
+    manager = tbc.BudgetManager(store=store, max_tokens=1000, **how)
+    try:
+        manager.register_agent("writer")
+        yield manager
+    finally:
+        store.away = False
+        manager.close()
+
+
+def test_without_an_allowance_nothing_is_spent_and_nothing_changes(store):
+    with managing(store) as manager:
+        hold = manager.hold("writer", 100)
+        store.away = True
+        for operation in (
+            lambda: manager.hold("writer", 1),
+            lambda: manager.record_usage("writer", 1),
+            lambda: hold.settle(50),
+            lambda: manager.report(),
+        ):
+            with pytest.raises(tbc.StoreAwayError, match="does not answer"):
+                operation()
+        store.away = False
+        assert hold.state == "open" and manager.remaining("(root)") == 1000 - 0 - 100
+        hold.settle(50)
+        assert manager.report()["writer"]["consumed"] == 50
+
+
+def test_an_allowance_bounds_what_is_spent_and_is_booked_when_the_store_is_back(store):
+    with managing(store, when_away=tbc.Allowance(tokens=100)) as manager:
+        store.away = True
+        manager.hold("writer", 60).settle(50)
+        manager.record_usage("writer", 20)
+        with pytest.raises(tbc.BudgetExceededError):
+            manager.hold("writer", 31)
+        held = manager.hold("writer", 30)
+        manager.bring_home()  # it is still away
+        store.away = False
+        manager.bring_home()
+        manager.bring_home()  # once is once
+        assert manager.report()["writer"]["consumed"] == 70
+        held.settle(25)  # was granted from the allowance, and is booked with it
+        manager.bring_home()
+        assert manager.report()["writer"]["consumed"] == 95
+        store.away = True  # what was booked is to be had again
+        manager.hold("writer", 100).settle(100)
+        store.away = False
+        manager.bring_home()
+        assert manager.report()["writer"]["consumed"] == 195
+        notes = [entry.note for entry in manager.ledger.history("writer")]
+        assert notes == ["while the store was away"] * 3
+
+
+def test_what_was_sent_and_not_answered_is_sent_again_under_the_same_key(store):
+    with managing(store, when_away=tbc.Allowance(tokens=100)) as manager:
+        store.away = True
+        manager.record_usage("writer", 20)
+        store.away = False
+        kept, failed = store.transaction, []
+
+        @contextmanager
+        def kept_but_not_answered(pool=None, *, at=None):
+            with kept(pool, at=at) as writer:
+                yield writer
+            failed.append(pool)
+            raise tbc.StoreUnknownError(store.path, "cut off", "Ask again with the same key")
+
+        store.transaction = kept_but_not_answered
+        manager.bring_home()
+        del store.transaction
+        assert failed
+        manager.bring_home()
+        assert manager.report()["writer"]["consumed"] == 20
+
+
+def test_audit_mode_spends_and_books_it_later(store):
+    with managing(store, mode="audit") as manager:
+        store.away = True
+        manager.hold("writer", 5000).settle(4000)
+        store.away = False
+        manager.bring_home()
+        assert manager.report()["writer"]["consumed"] == 4000
+
+
+def test_coroutines_have_the_allowance_too(store):
+    async def spend(manager):
+        async with manager.ahold("writer", 40) as hold:
+            await hold.asettle(30)
+
+    with managing(store, when_away=tbc.Allowance(tokens=100)) as manager:
+        store.away = True
+        asyncio.run(spend(manager))
+        store.away = False
+        manager.bring_home()
+        assert manager.report()["writer"]["consumed"] == 30
+
+
+def test_agents_that_may_not_spend_may_not_spend_the_allowance(store):
+    with managing(store, when_away=tbc.Allowance(tokens=100)) as manager:
+        manager.register_agent("sure", confidence_threshold=0.5)
+        manager.report_confidence("sure", 0.9)
+        manager.register_agent("gone")
+        manager.close_agent("gone")
+        store.away = True
+        for name, error in (
+            ("nobody", tbc.UnknownAgentError),
+            ("sure", tbc.StoreAwayError),
+            ("gone", tbc.AgentClosedError),
+        ):
+            with pytest.raises(error):
+                manager.hold(name, 1)
+
+
+def test_an_allowance_is_bounded():
+    with pytest.raises(tbc.InvalidAmountError, match="at least one"):
+        tbc.Allowance()
+    for wrong in (-1, True, 0.5, "1"):
+        with pytest.raises(tbc.InvalidAmountError):
+            tbc.Allowance(tokens=wrong)
+    assert tbc.Allowance(usd="0.05").usd == 50_000_000
+
+
+def test_a_store_that_is_away_is_not_asked_all_the_time(store, monkeypatch):
+    monkeypatch.setattr("tbc.clerk._FIRST_PAUSE_S", 3600.0)
+    monkeypatch.setattr("tbc.clerk._LONGEST_PAUSE_S", 3600.0)
+    with managing(store) as manager:
+        asked = []
+        monkeypatch.setattr(type(store), "transaction", lambda *_, **__: asked.append(1) or away(store))
+        for _ in range(5):
+            with pytest.raises(tbc.StoreAwayError):
+                manager.hold("writer", 1)
+        assert len(asked) == 1
+
+
+def away(store):
+    raise tbc.StoreAwayError(store.path, "the server does not answer", "Try again")
