@@ -1,4 +1,4 @@
-"""While the store is away: nothing without an allowance, never more than it, and all of it is booked after."""
+"""While the store is away: nothing without an allowance, never more than it, and all is booked after."""
 
 from __future__ import annotations
 
