@@ -20,7 +20,9 @@
      │    ├── StoreFullError                   no room: nothing was written
      │    ├── StoreCorruptError                damaged: stop and look
      │    ├── StoreMissingError                there is no file, or no longer
-     │    └── StoreStaleError                  another process has written: load again
+     │    ├── StoreStaleError                  another process has written: load again
+     │    ├── StoreAwayError                   cannot be reached: nothing was written
+     │    └── StoreUnknownError                cut off: ask again with the same key
      ├── InvalidPriceError      (ValueError)   a price, or a policy for prices, that cannot be read
      ├── UnknownPriceError      (ValueError)   nobody knows what this model costs
      └── BudgetExceededError                   a refusal: the amount cannot be covered
@@ -61,12 +63,14 @@ __all__ = [
     "NoCurrentHoldError",
     "NotSent",
     "OverrunError",
+    "StoreAwayError",
     "StoreBusyError",
     "StoreCorruptError",
     "StoreError",
     "StoreFullError",
     "StoreMissingError",
     "StoreStaleError",
+    "StoreUnknownError",
     "TBCError",
     "TraceError",
     "UnknownAgentError",
@@ -334,10 +338,12 @@ class UnknownPriceError(TBCError, ValueError):
 class StoreError(TBCError, OSError):
     """A store that cannot be used, or not like this. What was asked for was not written.
 
+    Only after a `StoreUnknownError` that is not certain.
+
     Parameters
     ----------
     path : str
-        The store's file.
+        The store's file, or the address of its server without the password.
     reason : str
         What is wrong.
     remedy : str
@@ -373,6 +379,17 @@ class StoreMissingError(StoreError):
 
 class StoreStaleError(StoreError):
     """Another process has written to this pool since its books were loaded: load them again."""
+
+
+class StoreAwayError(StoreError):
+    """The store cannot be reached. Nothing was written."""
+
+
+class StoreUnknownError(StoreError):
+    """The store was cut off before it answered. Whether it was written is not known.
+
+    Ask again with the same key: what was written is found under it.
+    """
 
 
 class BudgetExceededError(TBCError):

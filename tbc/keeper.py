@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tbc.manager import BudgetManager
     from tbc.stores.rows import PoolState
     from tbc.stores.sqlite import SqliteStore
-    from tbc.stores.writer import Writer
+    from tbc.stores.sqlite_writer import SqliteWriter
 
 __all__ = ["Keeper"]
 
@@ -74,7 +74,7 @@ class Keeper:
         return self._writing
 
     @contextmanager
-    def keep(self) -> Generator[Writer]:
+    def keep(self) -> Generator[SqliteWriter]:
         """Return a block that writes everything new of the books, and what is written in it, or nothing.
 
         Raises

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tbc.stores import Store
 
 settings.register_profile("dev", max_examples=25, deadline=None)
 settings.register_profile(
@@ -65,3 +68,14 @@ def postgres_schema(postgres_url: str) -> Iterator[str]:
     yield name
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute(f'DROP SCHEMA IF EXISTS "{name}" CASCADE')
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Store]:
+    """Return what opens the same store again and again: a file, and a schema of a PostgreSQL server."""
+    from tbc.stores import PostgresStore, SqliteStore
+
+    if request.param == "sqlite":
+        return partial(SqliteStore, tmp_path / "deep" / "books.db")
+    url, schema = (request.getfixturevalue(name) for name in ("postgres_url", "postgres_schema"))
+    return partial(PostgresStore, url, schema=schema)

