@@ -24,6 +24,7 @@ from tbc.errors import StoreAwayError, StoreError, StoreStaleError
 if TYPE_CHECKING:
     from tbc.keeper import Keeper
     from tbc.ledger import Ledger
+    from tbc.stores.store import Store
 
 __all__ = ["Clerk"]
 
@@ -77,7 +78,7 @@ class Clerk:
     ----------
     keeper : Keeper
         Between the books and the store.
-    store : SqliteStore
+    store : Store
         Where they are kept.
     pool : str
         Under which name.
@@ -88,7 +89,7 @@ class Clerk:
     """
 
     def __init__(
-        self, keeper: Keeper, store: Any, pool: str, ledger: Ledger, tell: Callable[[], None]
+        self, keeper: Keeper, store: Store, pool: str, ledger: Ledger, tell: Callable[[], None]
     ) -> None:
         self._keeper = keeper
         self._store = store

@@ -32,7 +32,7 @@ from tbc.stores.rows import AccountRow, AgentRow, HoldRow, LineRow, Mark, News, 
 if TYPE_CHECKING:
     from tbc.manager import BudgetManager
     from tbc.stores.rows import PoolState
-    from tbc.stores.sqlite import SqliteStore
+    from tbc.stores.store import Store
     from tbc.stores.writer import Writer
 
 __all__ = ["Changes", "Keeper"]
@@ -113,7 +113,7 @@ class Keeper:
     ----------
     manager : BudgetManager
         Whose books. Their journal keeps every line until it is written.
-    store : SqliteStore
+    store : Store
         Where they are kept.
     pool : str
         Under which name.
@@ -124,7 +124,7 @@ class Keeper:
         How far the books in memory follow the store.
     """
 
-    def __init__(self, manager: BudgetManager, store: SqliteStore, pool: str) -> None:
+    def __init__(self, manager: BudgetManager, store: Store, pool: str) -> None:
         self._manager = manager
         self._ledger = manager.ledger
         self._store = store
@@ -152,7 +152,7 @@ class Keeper:
         return self._writing
 
     @contextmanager
-    def keep(self) -> Generator[Writer]:
+    def keep(self) -> Generator[Any]:
         """Return a block that writes everything new of the books, and what is written in it, or nothing.
 
         For a pool that no other process writes to.
@@ -384,7 +384,7 @@ class Keeper:
         Parameters
         ----------
         state : PoolState
-            As `SqliteStore.load_pool` returns it.
+            As `Store.load_pool` returns it.
         """
         if self._ledger.accounts or self._ledger.open_holds:
             raise ValueError("restore() needs a manager without agents")

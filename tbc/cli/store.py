@@ -20,7 +20,7 @@ from tbc.errors import InvalidAmountError, StoreCorruptError, StoreError
 
 if TYPE_CHECKING:
     from tbc.stores.rows import PoolRow, RunRow, StoreInfo
-    from tbc.stores.sqlite import SqliteStore
+    from tbc.stores.store import Store
 
 __all__ = ["DAMAGED", "Checked", "PoolSize", "backup", "check_pools", "find_heads", "info", "opened", "store"]
 
@@ -188,7 +188,7 @@ def info(place: Annotated[str, Parameter(name="STORE")], /, *, json: _Flag = Fal
     return 0
 
 
-def opened(place: str) -> SqliteStore:
+def opened(place: str) -> Store:
     """Open a store that is there; never make one.
 
     Raises
@@ -196,15 +196,16 @@ def opened(place: str) -> SqliteStore:
     StoreError
         If it cannot be opened.
     """
-    from tbc.stores.sqlite import SqliteStore
+    from tbc.stores.opening import open_store
 
-    scheme, is_url, rest = place.partition("://")
-    if not is_url:
-        return SqliteStore(place, create=False)
-    if scheme == "sqlite" and rest.startswith("/"):
-        return SqliteStore(rest.removeprefix("/"), create=False)
-    # Not the whole URL: it may have a password in it.
-    raise StoreError(f"{scheme}://", "no store can be opened by such a URL", "Name a file, or sqlite:///FILE")
+    if "://" not in place:
+        place = f"sqlite:///{place}"
+    try:
+        return open_store(place, create=False)
+    except InvalidAmountError as error:
+        raise StoreError(
+            f"{place.partition('://')[0]}://", "no store can be opened by such a URL", str(error)
+        ) from None
 
 
 def names(pools: Sequence[PoolRow]) -> str:
@@ -217,13 +218,13 @@ def names(pools: Sequence[PoolRow]) -> str:
 
 
 def check_pools(
-    store: SqliteStore, pools: Sequence[PoolRow], begin: Callable[[str, int], object] = lambda pool, lines: 0
+    store: Store, pools: Sequence[PoolRow], begin: Callable[[str, int], object] = lambda pool, lines: 0
 ) -> list[Checked]:
     """Verify pools one after the other.
 
     Parameters
     ----------
-    store : SqliteStore
+    store : Store
         Whose.
     pools : sequence of PoolRow
         Which.
@@ -239,7 +240,7 @@ def check_pools(
 
 
 def find_heads(
-    store: SqliteStore,
+    store: Store,
     pools: Sequence[str],
     heads: Sequence[bytes],
     begin: Callable[[str, int], object] = lambda pool, lines: 0,
@@ -248,7 +249,7 @@ def find_heads(
 
     Parameters
     ----------
-    store : SqliteStore
+    store : Store
         Whose.
     pools : sequence of str
         Pools whose chains have been verified: the hashes are made anew from the lines.
@@ -268,7 +269,7 @@ def find_heads(
     return list(missing)
 
 
-def _hashes(store: SqliteStore, ledger_id: str, pool: str) -> Iterator[bytes]:
+def _hashes(store: Store, ledger_id: str, pool: str) -> Iterator[bytes]:
     from tbc.stores.chain import fields_of, genesis, link
 
     last = genesis(ledger_id, pool)
@@ -288,7 +289,7 @@ def _head(text: str) -> bytes:
     return head
 
 
-def _size(store: SqliteStore, row: PoolRow) -> PoolSize:
+def _size(store: Store, row: PoolRow) -> PoolSize:
     state = store.load_pool(row.pool, recent=0)
     if state is None:
         raise StoreCorruptError(store.path, f"pool {row.pool!r} has gone", "Run tbc store verify")
@@ -299,7 +300,7 @@ def _facts(says: StoreInfo, runs: Sequence[RunRow]) -> list[tuple[str, str]]:
     states = ", ".join(f"{count:,} {state}" for state, count in Counter(run.state for run in runs).items())
     return [
         ("store", says.path),
-        ("engine", f"SQLite {says.sqlite}"),
+        ("engine", says.engine),
         ("ledger id", says.ledger_id),
         ("schema", str(says.schema)),
         ("epoch", f"{says.epoch}" + (" (a copy, or a copy of one)" if says.epoch else "")),
@@ -315,7 +316,7 @@ def _facts(says: StoreInfo, runs: Sequence[RunRow]) -> list[tuple[str, str]]:
 def _described(says: StoreInfo, sizes: Sequence[PoolSize], runs: Sequence[RunRow]) -> dict[str, Any]:
     return {
         "store": says.path,
-        "engine": f"SQLite {says.sqlite}",
+        "engine": says.engine,
         "ledger_id": says.ledger_id,
         "schema": says.schema,
         "epoch": says.epoch,

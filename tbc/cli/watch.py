@@ -24,7 +24,7 @@ from tbc.errors import InvalidAmountError, StoreBusyError, StoreError
 
 if TYPE_CHECKING:
     from tbc.stores.rows import AccountRow
-    from tbc.stores.sqlite import SqliteStore
+    from tbc.stores.store import Store
 
 __all__ = ["bar", "picture", "short", "watch"]
 
@@ -93,7 +93,7 @@ def watch(
     return 0
 
 
-def _which(store: SqliteStore, pool: str | None) -> str:
+def _which(store: Store, pool: str | None) -> str:
     pools = store.pools()
     if pool is not None and all(row.pool != pool for row in pools):
         raise InvalidAmountError("--pool", pool, f"a pool of this store: {names(pools)}")

@@ -16,7 +16,7 @@ from tbc.errors import StoreMissingError
 from tbc.stores.rows import AccountRow, AgentRow, LineRow, Mark
 
 if TYPE_CHECKING:
-    from tbc.stores.sqlite import SqliteStore
+    from tbc.stores.store import Store
 
 __all__ = ["WINDOW_S", "Move", "Place", "Refusal", "Share", "Sight", "Sums", "Watched"]
 
@@ -140,7 +140,7 @@ class Watched:
 
     Parameters
     ----------
-    store : SqliteStore
+    store : Store
         Where it is kept.
     pool : str
         Its name.
@@ -151,7 +151,7 @@ class Watched:
         If there is no such pool.
     """
 
-    def __init__(self, store: SqliteStore, pool: str) -> None:
+    def __init__(self, store: Store, pool: str) -> None:
         state = store.load_pool(pool, recent=0)
         if state is None:
             raise StoreMissingError(store.path, f"there is no pool {pool!r}", "Name another one")

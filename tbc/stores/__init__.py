@@ -4,12 +4,17 @@ A store decides nothing. What may be done is decided in memory by the rooms abov
 through, one transaction for one operation.
 
 * `SqliteStore` keeps many pools, their journals and the runs of workflows in one private file.
+* `PostgresStore` keeps pools and their journals in a PostgreSQL database, for many machines.
+* `open_store` opens either by its address.
 * The rows that go in and come out are in `tbc.stores.rows`.
 """
 
 from __future__ import annotations
 
 from tbc.stores.chain import PoolCheck
+from tbc.stores.opening import open_store
+from tbc.stores.postgres import PostgresStore
+from tbc.stores.postgres_writer import PostgresWriter
 from tbc.stores.rows import (
     AccountRow,
     AgentRow,
@@ -30,6 +35,8 @@ from tbc.stores.rows import (
     check_id,
 )
 from tbc.stores.sqlite import SqliteStore
+from tbc.stores.sqlite_writer import SqliteWriter
+from tbc.stores.store import Store
 from tbc.stores.writer import Writer
 
 __all__ = [
@@ -46,11 +53,16 @@ __all__ = [
     "PoolCheck",
     "PoolRow",
     "PoolState",
+    "PostgresStore",
+    "PostgresWriter",
     "RunRow",
     "SqliteStore",
+    "SqliteWriter",
     "StepRow",
+    "Store",
     "StoreInfo",
     "TotalRow",
     "Writer",
     "check_id",
+    "open_store",
 ]

@@ -369,21 +369,21 @@ class StoreInfo(NamedTuple):
 
     Attributes
     ----------
-    path, ledger_id, sqlite : str
-        The file, what tells it from every other one, and the version of SQLite.
+    path, ledger_id, engine : str
+        Where it is, what tells it from every other one, and the database with its version.
     schema, epoch : int
-        The version of the tables, and how often the file was copied by a backup.
+        The version of the tables, and how often it came out of a backup.
     created_at : float
-        When the file was made.
+        When it was made.
     size, log_size : int
-        Bytes of the file, and of the log beside it.
+        Bytes of the file or the tables, and of the log beside the file.
     pools, runs, lines : int
         How many it holds.
     """
 
     path: str
     ledger_id: str
-    sqlite: str
+    engine: str
     schema: int
     epoch: int
     created_at: float

@@ -1,4 +1,4 @@
-"""The tables of the SQLite file and every statement that is made to them.
+"""The tables of the SQLite file, and every statement that only it is given; see also `tbc.stores.statements`.
 
 A new version of the tables is one more text at the end of `MIGRATIONS`; a text that has been released is
 never changed. The file remembers the checksum of every text it was made with.
@@ -206,31 +206,20 @@ BEGIN: Final = "BEGIN IMMEDIATE"
 BEGIN_READING: Final = "BEGIN"
 COMMIT: Final = "COMMIT"
 ROLLBACK: Final = "ROLLBACK"
-META: Final = "SELECT value FROM meta WHERE key = ?"
 PUT_META: Final = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 #: What every writing transaction raises: a file whose number is the one of the last orderly end was not
 #: written to since.
 VERSIONS: Final = "SELECT CAST(coalesce(sum(version), 0) AS TEXT) FROM pools"
-COUNTS: Final = (
-    "SELECT (SELECT count(*) FROM pools), (SELECT count(*) FROM runs), (SELECT sum(seq) FROM pools)"
-)
+RUN_COUNT: Final = "SELECT count(*) FROM runs"
 
 # -- pools and their books -------------------------------------------------------------------------------
 
-_POOL = "SELECT pool, mode, created_at, terms, version, seq, head FROM pools"
-POOLS: Final = f"{_POOL} ORDER BY created_at, pool"
-POOL: Final = f"{_POOL} WHERE pool = ?"
+POOL_END: Final = "SELECT version, seq, head FROM pools WHERE pool = ?"
 PUT_POOL: Final = """
     INSERT INTO pools (pool, mode, created_at, terms, head) VALUES (?, ?, ?, ?, ?)
     ON CONFLICT (pool) DO UPDATE SET mode = excluded.mode, terms = excluded.terms"""
 TOUCH_POOL: Final = "UPDATE pools SET version = version + 1, seq = ?, head = ? WHERE pool = ?"
 
-AGENTS: Final = """
-    SELECT agent, position, parent, terms, last_confidence, closed FROM agents WHERE pool = ?
-    ORDER BY position"""
-NEW_AGENTS: Final = """
-    SELECT agent, position, parent, terms, last_confidence, closed FROM agents WHERE pool = ? AND version > ?
-    ORDER BY position"""
 PUT_AGENT: Final = """
     INSERT INTO agents (pool, agent, position, parent, terms, last_confidence, closed, version)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)
@@ -238,12 +227,6 @@ PUT_AGENT: Final = """
         position = excluded.position, parent = excluded.parent, terms = excluded.terms,
         last_confidence = excluded.last_confidence, closed = excluded.closed, version = excluded.version"""
 
-ACCOUNTS: Final = """
-    SELECT agent, axis, capped, allocated, consumed, held, min_reserve, unpriced
-    FROM accounts JOIN agents USING (pool, agent) WHERE pool = ? ORDER BY position, axis"""
-ACCOUNT: Final = """
-    SELECT agent, axis, capped, allocated, consumed, held, min_reserve, unpriced
-    FROM accounts WHERE pool = ? AND agent = ? AND axis = ?"""
 PUT_ACCOUNT: Final = """
     INSERT INTO accounts (pool, agent, axis, capped, allocated, consumed, held, min_reserve, unpriced)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -251,12 +234,6 @@ PUT_ACCOUNT: Final = """
         capped = excluded.capped, allocated = excluded.allocated, consumed = excluded.consumed,
         held = excluded.held, min_reserve = excluded.min_reserve, unpriced = excluded.unpriced"""
 
-_HOLD = """
-    SELECT hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome FROM holds"""
-OPEN_HOLDS: Final = f"{_HOLD} WHERE pool = ? AND state = 'open' ORDER BY hold_id"
-ENDED_HOLDS: Final = f"{_HOLD} WHERE pool = ? AND state <> 'open' ORDER BY hold_id DESC LIMIT ?"
-HOLD_BY_KEY: Final = f"{_HOLD} WHERE pool = ? AND key = ? ORDER BY hold_id DESC LIMIT 1"
-HOLD_BY_ID: Final = f"{_HOLD} WHERE pool = ? AND hold_id = ?"
 PUT_HOLD: Final = """
     INSERT INTO holds
         (pool, hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome)
@@ -265,44 +242,19 @@ PUT_HOLD: Final = """
         agent = excluded.agent, state = excluded.state, at = excluded.at, expires_at = excluded.expires_at,
         key = excluded.key, operation = excluded.operation, model = excluded.model,
         request_hash = excluded.request_hash, outcome = excluded.outcome"""
-PARTS: Final = """
-    SELECT axis, amount, granted, unpriced FROM hold_parts WHERE pool = ? AND hold_id = ? ORDER BY axis"""
 PUT_PART: Final = """
     INSERT INTO hold_parts (pool, hold_id, axis, amount, granted, unpriced) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (pool, hold_id, axis) DO UPDATE SET
         amount = excluded.amount, granted = excluded.granted, unpriced = excluded.unpriced"""
-LOANS: Final = """
-    SELECT axis, position, lender, kind, amount FROM loans WHERE pool = ? AND hold_id = ?
-    ORDER BY axis, position"""
 DROP_LOANS: Final = "DELETE FROM loans WHERE pool = ? AND hold_id = ?"
 PUT_LOAN: Final = """
     INSERT INTO loans (pool, hold_id, axis, position, lender, kind, amount) VALUES (?, ?, ?, ?, ?, ?, ?)"""
-HELD: Final = """
-    SELECT agent, axis, sum(amount) FROM holds JOIN hold_parts USING (pool, hold_id)
-    WHERE pool = ? AND state = 'open' GROUP BY agent, axis"""
-
-_OP = "SELECT key, kind, request_hash, response, created_at FROM ops"
-OP: Final = f"{_OP} WHERE pool = ? AND key = ?"
-LAST_OPS: Final = f"{_OP} WHERE pool = ? ORDER BY created_at DESC, key DESC LIMIT ?"
 PUT_OP: Final = """
     INSERT INTO ops (pool, key, kind, request_hash, response, created_at) VALUES (?, ?, ?, ?, ?, ?)"""
 
 # -- the journal -----------------------------------------------------------------------------------------
 
 APPEND: Final = "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-PAGE: Final = """
-    SELECT seq, at, kind, agent, peer, allocated, consumed, held, hold_id, key, note, estimated, axis, model,
-        unpriced
-    FROM journal WHERE pool = ? AND seq > ? ORDER BY seq LIMIT ?"""
-CHAIN: Final = """
-    SELECT seq, at, kind, axis, agent, peer, allocated, consumed, held, unpriced, hold_id, key, note, model,
-        estimated, prev_hash, hash
-    FROM journal WHERE pool = ? ORDER BY seq"""
-TOTALS: Final = """
-    SELECT axis, agent, kind, model, note, estimated, count(*), sum(allocated), sum(consumed), sum(held),
-        sum(unpriced)
-    FROM journal WHERE pool = ? GROUP BY axis, agent, kind, model, note, estimated
-    ORDER BY axis, agent, kind, model, note, estimated"""
 
 # -- runs ------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ and never replaced by an empty one.
 Examples
 --------
 >>> import tempfile
+>>> from tbc.stores import PoolRow
 >>> folder = tempfile.TemporaryDirectory()
 >>> store = SqliteStore(folder.name + "/books.db")
 >>> with store.transaction() as writer:
@@ -27,7 +28,6 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Literal
 
 from tbc.errors import (
@@ -37,29 +37,17 @@ from tbc.errors import (
     StoreError,
     StoreFullError,
     StoreMissingError,
-    StoreStaleError,
 )
-from tbc.stores import schema
-from tbc.stores.chain import PoolCheck, follow, genesis
+from tbc.stores import schema, statements
 from tbc.stores.rows import (
-    AccountRow,
-    AgentRow,
     EventRow,
-    HoldRow,
-    LineRow,
-    LoanRow,
     Mark,
-    News,
-    OpRow,
-    PartRow,
-    PoolRow,
-    PoolState,
     RunRow,
     StepRow,
     StoreInfo,
-    TotalRow,
 )
-from tbc.stores.writer import Writer
+from tbc.stores.sqlite_writer import SqliteWriter
+from tbc.stores.store import Store
 
 __all__ = ["SqliteStore"]
 
@@ -70,7 +58,7 @@ _LOG_LIMIT: Final = 16 * 2**20
 _RESTORE: Final = "Stop writing to it, keep a copy of it, and restore a backup"
 
 
-class SqliteStore:
+class SqliteStore(Store):
     """Pools, journals and runs in one SQLite file.
 
     Parameters
@@ -104,7 +92,7 @@ class SqliteStore:
     ) -> None:
         if synchronous not in ("FULL", "EXTRA", "NORMAL"):
             raise InvalidAmountError("synchronous", synchronous, "'FULL', 'EXTRA' or 'NORMAL'")
-        self.path: Final = os.path.abspath(path)
+        self.path = os.path.abspath(path)
         self._synchronous = synchronous
         self._busy_ms = int(busy_timeout_s * 1000)
         self._lock = threading.RLock()
@@ -127,7 +115,7 @@ class SqliteStore:
 
     def transaction(
         self, pool: str | None = None, *, at: Mark | None = None
-    ) -> AbstractContextManager[Writer]:
+    ) -> AbstractContextManager[SqliteWriter]:
         """Return a block in which rows can be written: all of them are kept, or none.
 
         It waits for other threads and processes. When the block has been left without an exception, what was
@@ -149,7 +137,7 @@ class SqliteStore:
         return self._transaction()
 
     @contextmanager
-    def _transaction(self) -> Generator[Writer]:
+    def _transaction(self) -> Generator[SqliteWriter]:
         with self._ready() as connection:
             if self._writing:
                 raise self._error(
@@ -158,7 +146,7 @@ class SqliteStore:
             with self._typed():
                 connection.execute(schema.BEGIN)
                 self._writing = True
-                writer = Writer(self.path, self._ledger_id, connection)
+                writer = SqliteWriter(self.path, self._ledger_id, connection)
                 try:
                     yield writer
                     writer.finish()
@@ -172,7 +160,7 @@ class SqliteStore:
                     self._writing = False
 
     #: A transaction is the only one from its start on: what is read in it is how things stand.
-    locks_first: Final = True
+    locks_first = True
 
     def clock(self) -> float:
         """Return Unix seconds, the same for all processes of this machine and not moved by wall clocks."""
@@ -187,155 +175,44 @@ class SqliteStore:
 
     # -- reading -----------------------------------------------------------------------------------------
 
-    def pools(self) -> list[PoolRow]:
-        """Return the pools, oldest first."""
-        return self._rows(PoolRow, schema.POOLS)
-
-    def load_pool(self, pool: str, *, recent: int = 1_000) -> PoolState | None:
-        """Return everything to rebuild the books of a pool; ``None`` if there is no such pool.
-
-        Parameters
-        ----------
-        pool : str
-            Its name.
-        recent : int, default 1_000
-            How many of the last ended holds and answers to load; `find_hold` and `find_op` find older ones.
-        """
-        with self._reading() as connection:
-            row = connection.execute(schema.POOL, (pool,)).fetchone()
-            if row is None:
-                return None
-            agents = connection.execute(schema.AGENTS, (pool,)).fetchall()
-            accounts = connection.execute(schema.ACCOUNTS, (pool,)).fetchall()
-            opened = connection.execute(schema.OPEN_HOLDS, (pool,)).fetchall()
-            ended = connection.execute(schema.ENDED_HOLDS, (pool, recent)).fetchall()
-            ops = connection.execute(schema.LAST_OPS, (pool, recent)).fetchall()
-            return PoolState(
-                PoolRow._make(row),
-                tuple(_with_flags(AgentRow._make(each), "closed") for each in agents),
-                tuple(_with_flags(AccountRow._make(each), "capped") for each in accounts),
-                tuple(_whole_hold(connection, pool, each) for each in opened),
-                tuple(_whole_hold(connection, pool, each) for each in reversed(ended)),
-                tuple(OpRow._make(each) for each in reversed(ops)),
-            )
-
-    def news(self, pool: str, since: Mark) -> News:
-        """Return what has changed of a pool since a mark; within a transaction also what that has written.
-
-        Raises
-        ------
-        StoreStaleError
-            If the pool has not come that far: another file is in its place.
-        """
-        with self._reading() as connection:
-            row = connection.execute(schema.POOL, (pool,)).fetchone()
-            mark = Mark() if row is None else Mark(*row[4:7])
-            if mark.seq < since.seq or mark.version < since.version:
-                raise StoreStaleError(
-                    self.path,
-                    f"pool {pool!r} has come to line {mark.seq}, and had come to line {since.seq}",
-                    "A restored past is not the pool that was opened: open it again",
-                )
-            if mark.version == since.version:
-                return News(mark, (), (), (), ())
-            lines = [
-                _with_flags(LineRow._make(each), "estimated")
-                for each in connection.execute(schema.PAGE, (pool, since.seq, -1))
-            ]
-            agents = connection.execute(schema.NEW_AGENTS, (pool, since.version)).fetchall()
-            named = {
-                (name, line.axis): None for line in lines for name in (line.agent_name, line.peer) if name
-            }
-            ids = sorted({line.hold_id for line in lines if line.hold_id is not None})
-            accounts = [connection.execute(schema.ACCOUNT, (pool, *each)).fetchone() for each in named]
-            holds = [connection.execute(schema.HOLD_BY_ID, (pool, each)).fetchone() for each in ids]
-            return News(
-                mark,
-                tuple(lines),
-                tuple(_with_flags(AgentRow._make(each), "closed") for each in agents),
-                tuple(_with_flags(AccountRow._make(each), "capped") for each in accounts if each is not None),
-                tuple(_whole_hold(connection, pool, each) for each in holds if each is not None),
-            )
-
-    def find_hold(self, pool: str, *, hold_id: int | None = None, key: str | None = None) -> HoldRow | None:
-        """Return the hold with this id, or the last one with this key."""
-        by_id = hold_id is not None
-        with self._reading() as connection:
-            statement = schema.HOLD_BY_ID if by_id else schema.HOLD_BY_KEY
-            row = connection.execute(statement, (pool, hold_id if by_id else key)).fetchone()
-            return None if row is None else _whole_hold(connection, pool, row)
-
-    def find_op(self, pool: str, key: str) -> OpRow | None:
-        """Return the first answer under a key."""
-        return next(iter(self._rows(OpRow, schema.OP, pool, key)), None)
-
-    def entries(self, pool: str, since: int = 0) -> Iterator[LineRow]:
-        """Yield the lines of a pool's journal after line `since`, oldest first; others may write."""
-        while page := self._rows(LineRow, schema.PAGE, pool, since, _PAGE):
-            yield from (_with_flags(line, "estimated") for line in page)
-            since = page[-1].seq
-
-    def totals(self, pool: str) -> list[TotalRow]:
-        """Return the journal of a pool summed by axis, agent, kind, model, note and estimated."""
-        return [_with_flags(row, "estimated") for row in self._rows(TotalRow, schema.TOTALS, pool)]
-
     def runs(self) -> list[RunRow]:
         """Return the runs, oldest first."""
-        return self._rows(RunRow, schema.RUNS)
+        return [RunRow._make(row) for row in self._rows(schema.RUNS)]
 
     def run(self, run: str) -> RunRow | None:
         """Return a run; ``None`` if there is no such run."""
-        return next(iter(self._rows(RunRow, schema.RUN, run)), None)
+        return next((RunRow._make(row) for row in self._rows(schema.RUN, run)), None)
 
     def steps(self, run: str) -> list[StepRow]:
         """Return the steps of a run in the order in which they were first written."""
-        return self._rows(StepRow, schema.STEPS, run)
+        return [StepRow._make(row) for row in self._rows(schema.STEPS, run)]
 
     def events(self, run: str, since: int = 0) -> Iterator[EventRow]:
         """Yield the events of a run after event `since`, oldest first."""
-        while page := self._rows(EventRow, schema.EVENTS, run, since, _PAGE):
-            yield from page
-            since = page[-1].seq
+        while page := self._rows(schema.EVENTS, run, since, _PAGE):
+            yield from map(EventRow._make, page)
+            since = page[-1][0]
 
     def info(self) -> StoreInfo:
         """Return what the file is and how much it holds."""
         with self._reading() as connection:
-            pools, runs, lines = connection.execute(schema.COUNTS).fetchone()
+            pools, lines = connection.execute(statements.COUNTS).fetchone()
             log = Path(f"{self.path}-wal")
             return StoreInfo(
                 path=self.path,
                 ledger_id=self._ledger_id,
-                sqlite=self._apsw.sqlite_lib_version(),
+                engine=f"SQLite {self._apsw.sqlite_lib_version()}",
                 schema=connection.pragma("user_version"),
                 epoch=int(_meta(connection, "restore_epoch")),
                 created_at=float(_meta(connection, "created_at")),
                 size=os.stat(self.path).st_size,
                 log_size=log.stat().st_size if log.exists() else 0,
                 pools=pools,
-                runs=runs,
-                lines=lines or 0,
+                runs=_one(connection, schema.RUN_COUNT),
+                lines=lines,
             )
 
     # -- looking after it ----------------------------------------------------------------------------------
-
-    def verify(self, pool: str | None = None) -> list[PoolCheck]:
-        """Check the chain of every journal (or of one), and every number of the books against it.
-
-        The accounts must be the sums of the journal, and what they hold the sum of the open holds. Others may
-        write meanwhile: what is checked is the moment of the call.
-
-        Raises
-        ------
-        StoreCorruptError
-            If the file is so damaged that it cannot be read.
-        """
-        with self._aside() as connection:
-            connection.execute(schema.BEGIN_READING)
-            asked = (schema.POOLS, ()) if pool is None else (schema.POOL, (pool,))
-            rows = connection.execute(*asked).fetchall()
-            if pool is not None and not rows:
-                raise InvalidAmountError("pool", pool, "a pool of this store")
-            return [_check(connection, self._ledger_id, PoolRow._make(row)) for row in rows]
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the store into a new file while others go on writing.
@@ -385,14 +262,6 @@ class SqliteStore:
                         connection.wal_checkpoint("main", self._apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 finally:
                     connection.close(True)
-
-    def __enter__(self) -> SqliteStore:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<SqliteStore {self.path!r}>"
@@ -583,13 +452,14 @@ class SqliteStore:
         with self._typed():
             connection = self._connect()
             try:
+                connection.execute(schema.BEGIN_READING)
                 yield connection
             finally:
                 connection.close(True)
 
-    def _rows(self, row: Any, statement: str, *values: object) -> list[Any]:
-        with self._ready() as connection, self._typed():
-            return [row._make(each) for each in connection.execute(statement, values)]
+    def _ask(self, *questions: tuple[str, tuple[object, ...]]) -> list[list[tuple[Any, ...]]]:
+        with self._reading() as connection:
+            return [connection.execute(statement, values).fetchall() for statement, values in questions]
 
     def _identity(self) -> tuple[int, int] | None:
         try:
@@ -599,9 +469,6 @@ class SqliteStore:
         return found.st_dev, found.st_ino
 
     # -- errors ----------------------------------------------------------------------------------------------
-
-    def _error(self, reason: str, remedy: str) -> StoreError:
-        return StoreError(self.path, reason, remedy)
 
     def _missing(self, reason: str, remedy: str) -> StoreError:
         return StoreMissingError(self.path, reason, remedy)
@@ -655,20 +522,7 @@ def _one(connection: Any, statement: str, *values: object) -> Any:
 
 
 def _meta(connection: Any, key: str) -> Any:
-    return _one(connection, schema.META, key)
-
-
-def _with_flags(row: Any, *names: str) -> Any:
-    """Return a row whose flags, kept as 0 and 1, are ``bool``."""
-    return row._replace(**{name: bool(getattr(row, name)) for name in names})
-
-
-def _whole_hold(connection: Any, pool: str, row: tuple[Any, ...]) -> HoldRow:
-    parts = connection.execute(schema.PARTS, (pool, row[0]))
-    loans = connection.execute(schema.LOANS, (pool, row[0]))
-    return HoldRow._make(
-        (*row, tuple(map(PartRow._make, parts.fetchall())), tuple(map(LoanRow._make, loans.fetchall())))
-    )
+    return _one(connection, statements.META, key)
 
 
 def _boot_id() -> str:
@@ -676,31 +530,3 @@ def _boot_id() -> str:
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + " "
     return ""
-
-
-def _check(connection: Any, ledger_id: str, pool: PoolRow) -> PoolCheck:
-    """Check a pool's journal, and its books against it."""
-    lines = connection.execute(schema.CHAIN, (pool.pool,))
-    check, sums = follow(pool.pool, genesis(ledger_id, pool.pool), lines, pool.seq, pool.head)
-    if not check.ok:
-        return check
-    accounts = {
-        (row.agent, row.axis): [row.allocated, row.consumed, row.held, row.unpriced]
-        for row in map(AccountRow._make, connection.execute(schema.ACCOUNTS, (pool.pool,)))
-    }
-    nothing = [0, 0, 0, 0]
-    for agent, axis in sorted(accounts.keys() | sums.keys()):
-        booked, summed = accounts.get((agent, axis), nothing), sums.get((agent, axis), nothing)
-        names = zip(("allocated", "consumed", "held", "unpriced"), booked, summed, strict=True)
-        for name, ours, theirs in names:
-            if ours != theirs:
-                said = f"{name} of {agent!r} on {axis} is {ours}, and the journal says {theirs}"
-                return check._replace(problem=said)
-    held = {(agent, axis): amount for agent, axis, amount in connection.execute(schema.HELD, (pool.pool,))}
-    for agent, axis in sorted(accounts.keys() | held.keys()):
-        ours, theirs = accounts.get((agent, axis), nothing)[2], held.get((agent, axis), 0)
-        if ours != theirs:
-            return check._replace(
-                problem=f"{agent!r} holds {ours} {axis}, and its open holds sum to {theirs}"
-            )
-    return check

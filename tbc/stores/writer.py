@@ -1,24 +1,20 @@
-"""What may be written in one transaction."""
+"""What may be written of a pool in one transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from tbc.errors import InvalidAmountError, KeyConflictError, StoreError, StoreStaleError
-from tbc.stores import schema
-from tbc.stores.chain import fields_of, genesis, link
+from tbc.stores.chain import Fields, fields_of, genesis, link
 from tbc.stores.rows import (
     AccountRow,
     AgentRow,
-    EventRow,
     HoldRow,
     Line,
     Mark,
     OpRow,
     PoolRow,
-    RunRow,
-    StepRow,
     check_id,
     check_int,
 )
@@ -26,30 +22,35 @@ from tbc.stores.rows import (
 __all__ = ["Writer"]
 
 
-class Writer:
-    """Writes rows within a transaction of a `SqliteStore`; all of them are kept, or none.
+class Writer(ABC):
+    """Writes rows within a transaction of a `Store`; all of them are kept, or none.
 
     It is handed out by ``store.transaction()`` and is of no use after that block.
     """
 
-    def __init__(self, path: str, ledger_id: str, connection: Any) -> None:
+    def __init__(self, path: str, ledger_id: str) -> None:
         self._path = path
         self._ledger_id = ledger_id
-        self._connection: Any = connection
         self._ends: dict[str, Mark] = {}
-        self._pool_of: dict[str, str] = {}
-
-    # -- pools and their books ---------------------------------------------------------------------------
+        self._written: set[str] = set()
 
     def mark(self, pool: str) -> Mark:
-        """Return how far a pool has come, other processes' lines included; its version is the one before."""
-        return self._end(pool)
+        """Return how far a pool has come, other processes' lines included; `Mark()` if there is none.
+
+        Its version is the one before this transaction; after the block it is the new one.
+        """
+        end = self._ends.get(pool)
+        if end is None:
+            end = self._find(pool)
+            if end is None:
+                return Mark()
+            self._ends[pool] = end
+        return end
 
     def put_pool(self, row: PoolRow) -> None:
         """Keep a pool's mode and terms; `version`, `seq` and `head` are the store's own."""
         check_id("pool", row.pool, in_paths=True)
-        start = genesis(self._ledger_id, row.pool)
-        self._execute(schema.PUT_POOL, (row.pool, row.mode, row.created_at, row.terms, start))
+        self._keep_pool(row, genesis(self._ledger_id, row.pool))
         self._end(row.pool)
 
     def put_agents(self, pool: str, rows: Iterable[AgentRow]) -> None:
@@ -57,7 +58,7 @@ class Writer:
         version = self._end(pool).version + 1
         for row in rows:
             check_id("agent_name", row.agent)
-            self._execute(schema.PUT_AGENT, (pool, *row, version))
+            self._keep_agent(pool, row, version)
 
     def put_accounts(self, pool: str, rows: Iterable[AccountRow]) -> None:
         """Keep accounts' numbers."""
@@ -65,7 +66,7 @@ class Writer:
         for row in rows:
             for name, amount in zip(row._fields[3:], row[3:], strict=True):
                 check_int(name, amount)
-            self._execute(schema.PUT_ACCOUNT, (pool, *row))
+            self._keep_account(pool, row)
 
     def put_holds(self, pool: str, rows: Iterable[HoldRow]) -> None:
         """Keep holds with their parts and, if they are told, with these loans instead of the ones before."""
@@ -73,18 +74,13 @@ class Writer:
         for row in rows:
             if row.key is not None:
                 check_id("key", row.key)
-            ours = (pool, check_int("hold_id", row.hold_id))
-            self._execute(schema.PUT_HOLD, (pool, *row[:10]))
+            check_int("hold_id", row.hold_id)
             for part in row.parts:
                 check_int("amount", part.amount)
                 check_int("granted", part.granted)
-                self._execute(schema.PUT_PART, (*ours, *part))
-            if row.loans is None:
-                continue
-            self._execute(schema.DROP_LOANS, ours)
-            for loan in row.loans:
+            for loan in row.loans or ():
                 check_int("amount", loan.amount)
-                self._execute(schema.PUT_LOAN, (*ours, *loan))
+            self._keep_hold(pool, row)
 
     def put_op(self, pool: str, row: OpRow) -> None:
         """Keep the first answer under a key; the same request again changes nothing.
@@ -92,15 +88,14 @@ class Writer:
         Raises
         ------
         KeyConflictError
-            If the key has the answer to another request.
+            If the key has the answer to another request. A store that is sent everything at the end of the
+            block raises it there.
         """
         self._end(pool)
         check_id("key", row.key)
-        first = self._execute(schema.OP, (pool, row.key)).fetchone()
-        if first is None:
-            self._execute(schema.PUT_OP, (pool, *row))
-        elif first[1:3] != (row.kind, row.request_hash):
-            raise KeyConflictError(row.key, first[1:3], (row.kind, row.request_hash))
+        first = self._keep_op(pool, row)
+        if first is not None and first != (row.kind, row.request_hash):
+            raise KeyConflictError(row.key, first, (row.kind, row.request_hash))
 
     def append(self, pool: str, lines: Iterable[Line]) -> None:
         """Add lines to a pool's journal; their numbers go on where it ends.
@@ -120,73 +115,52 @@ class Writer:
                     "Another process writes to this pool: load_pool() again, then repeat the operation",
                 )
             own_hash = link(head, fields)
-            self._execute(schema.APPEND, (pool, *fields, head, own_hash))
+            self._keep_line(pool, fields, head, own_hash)
             seq, head = fields[0], own_hash
         self._ends[pool] = Mark(version, seq, head)
 
-    # -- runs --------------------------------------------------------------------------------------------
+    # -- what a store does with them -----------------------------------------------------------------------
 
-    def put_run(self, row: RunRow) -> None:
-        """Keep a run; its pool stays the one it began with."""
-        check_id("run", row.run, in_paths=True)
-        self._end(row.pool)
-        self._execute(schema.PUT_RUN, row)
+    @abstractmethod
+    def _find(self, pool: str) -> Mark | None:
+        """Return how far the pool has come in the store; ``None`` if there is none."""
 
-    def put_steps(self, run: str, rows: Iterable[StepRow]) -> None:
-        """Keep steps of a run; new ones come after those that it has."""
-        self._touch_run(run)
-        for row in rows:
-            check_id("step", row.step)
-            if row.item:
-                check_id("item", row.item)
-            self._execute(schema.PUT_STEP, (run, *row))
+    @abstractmethod
+    def _keep_pool(self, row: PoolRow, start: bytes) -> None:
+        """Keep a pool whose journal begins after `start`."""
 
-    def put_event(self, run: str, at: float, kind: str, body: str) -> EventRow:
-        """Add an event to a run and return it with its number."""
-        self._touch_run(run)
-        check_id("kind", str(kind))
-        (seq,) = self._execute(schema.PUT_EVENT, (run, at, str(kind), body)).fetchone()
-        return EventRow(seq, at, str(kind), body)
+    @abstractmethod
+    def _keep_agent(self, pool: str, row: AgentRow, version: int) -> None: ...
 
-    # -- the end of a transaction --------------------------------------------------------------------------
+    @abstractmethod
+    def _keep_account(self, pool: str, row: AccountRow) -> None: ...
 
-    def finish(self) -> None:
-        """Write down how far the pools have come that were written to."""
-        for pool, (version, seq, head) in self._ends.items():
-            self._execute(schema.TOUCH_POOL, (seq, head, pool))
-            self._ends[pool] = Mark(version + 1, seq, head)
+    @abstractmethod
+    def _keep_hold(self, pool: str, row: HoldRow) -> None: ...
 
-    def retire(self) -> None:
-        """Let go of the connection: the transaction is over."""
-        self._connection = None
+    @abstractmethod
+    def _keep_op(self, pool: str, row: OpRow) -> tuple[str, str] | None:
+        """Keep an answer, unless there is one; return kind and hash of that one, if it is known."""
 
-    def _execute(self, statement: str, values: Sequence[Any]) -> Any:
-        if self._connection is None:
-            raise StoreError(self._path, "the transaction is over", "Open another one")
-        try:
-            return self._connection.execute(statement, values)
-        except UnicodeEncodeError as error:
-            raise InvalidAmountError("text", error.object, "text that can be kept as UTF-8") from error
-        except (TypeError, OverflowError) as error:
-            raise InvalidAmountError(
-                "row", tuple(values), f"of values that SQLite can keep ({error})"
-            ) from error
+    @abstractmethod
+    def _keep_line(self, pool: str, fields: Fields, previous: bytes, own: bytes) -> None: ...
 
     def _end(self, pool: str) -> Mark:
-        """Return how far a pool has come."""
-        end = self._ends.get(pool)
-        if end is None:
-            row = self._execute(schema.POOL, (pool,)).fetchone()
-            if row is None:
-                raise InvalidAmountError("pool", pool, "a pool of this store: put_pool() comes first")
-            end = self._ends[pool] = Mark(*row[4:7])
+        """Return how far a pool has come that is about to be written to."""
+        end = self.mark(pool)
+        if pool not in self._ends:
+            raise InvalidAmountError("pool", pool, "a pool of this store: put_pool() comes first")
+        self._written.add(pool)
         return end
 
-    def _touch_run(self, run: str) -> None:
-        pool = self._pool_of.get(run)
-        if pool is None:
-            row = self._execute(schema.RUN, (run,)).fetchone()
-            if row is None:
-                raise InvalidAmountError("run", run, "a run of this store: put_run() comes first")
-            pool = self._pool_of[run] = row[1]
-        self._end(pool)
+    def _advance(self, pool: str) -> None:
+        version, seq, head = self._ends[pool]
+        self._ends[pool] = Mark(version + 1, seq, head)
+
+    def _over(self) -> StoreError:
+        return StoreError(self._path, "the transaction is over", "Open another one")
+
+
+def unreadable(error: UnicodeEncodeError) -> InvalidAmountError:
+    """Return the error for text with halves of characters."""
+    return InvalidAmountError("text", error.object, "text that can be kept as UTF-8")

@@ -21,7 +21,7 @@ from tbc.runs.config import load_workflow
 from tbc.runs.engine import Outcome, WorkflowRun
 from tbc.runs.history import find_run, resume, start
 from tbc.stores import SqliteStore
-from tbc.stores.writer import Writer
+from tbc.stores.sqlite_writer import SqliteWriter
 from tbc.testing import check_books
 from tests import run_steps
 
@@ -410,7 +410,7 @@ class TestMoments:
         assert seen == [False]  # nobody else could have kept the one without the other
 
     def test_a_result_that_cannot_be_written_at_once_is_written_next(self, kit, monkeypatch):
-        original, refused = Writer.put_steps, []
+        original, refused = SqliteWriter.put_steps, []
 
         def busy(self, run, rows):
             rows = list(rows)
@@ -419,7 +419,7 @@ class TestMoments:
                 raise tbc.StoreBusyError("runs.db", "others are writing", "Ask again")
             original(self, run, rows)
 
-        monkeypatch.setattr(Writer, "put_steps", busy)
+        monkeypatch.setattr(SqliteWriter, "put_steps", busy)
         outcome = kit.run(
             "{budget_usd: 1, budget_mode: enforce}", step("one", **DEAR) + step("two", after=["one"])
         )

@@ -1,0 +1,131 @@
+"""What may be written in one transaction of a SQLite file: pools and their books, and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tbc.errors import InvalidAmountError
+from tbc.stores import schema, statements
+from tbc.stores.chain import Fields
+from tbc.stores.rows import (
+    AccountRow,
+    AgentRow,
+    EventRow,
+    HoldRow,
+    Mark,
+    OpRow,
+    PoolRow,
+    RunRow,
+    StepRow,
+    check_id,
+)
+from tbc.stores.writer import Writer, unreadable
+
+__all__ = ["SqliteWriter"]
+
+
+class SqliteWriter(Writer):
+    """Writes rows within a transaction of a `SqliteStore`; all of them are kept, or none.
+
+    It is handed out by ``store.transaction()`` and is of no use after that block.
+    """
+
+    def __init__(self, path: str, ledger_id: str, connection: Any) -> None:
+        super().__init__(path, ledger_id)
+        self._connection: Any = connection
+        self._pool_of: dict[str, str] = {}
+
+    # -- runs --------------------------------------------------------------------------------------------
+
+    def put_run(self, row: RunRow) -> None:
+        """Keep a run; its pool stays the one it began with."""
+        check_id("run", row.run, in_paths=True)
+        self._end(row.pool)
+        self._execute(schema.PUT_RUN, row)
+
+    def put_steps(self, run: str, rows: Iterable[StepRow]) -> None:
+        """Keep steps of a run; new ones come after those that it has."""
+        self._touch_run(run)
+        for row in rows:
+            check_id("step", row.step)
+            if row.item:
+                check_id("item", row.item)
+            self._execute(schema.PUT_STEP, (run, *row))
+
+    def put_event(self, run: str, at: float, kind: str, body: str) -> EventRow:
+        """Add an event to a run and return it with its number."""
+        self._touch_run(run)
+        check_id("kind", str(kind))
+        (seq,) = self._execute(schema.PUT_EVENT, (run, at, str(kind), body)).fetchone()
+        return EventRow(seq, at, str(kind), body)
+
+    def _touch_run(self, run: str) -> None:
+        pool = self._pool_of.get(run)
+        if pool is None:
+            row = self._execute(schema.RUN, (run,)).fetchone()
+            if row is None:
+                raise InvalidAmountError("run", run, "a run of this store: put_run() comes first")
+            pool = self._pool_of[run] = row[1]
+        self._end(pool)
+
+    # -- the end of a transaction --------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Write down how far the pools have come that were written to."""
+        for pool in self._written:
+            _, seq, head = self._ends[pool]
+            self._execute(schema.TOUCH_POOL, (seq, head, pool))
+            self._advance(pool)
+
+    def retire(self) -> None:
+        """Let go of the connection: the transaction is over."""
+        self._connection = None
+
+    # -- pools and their books ---------------------------------------------------------------------------
+
+    def _find(self, pool: str) -> Mark | None:
+        row = self._execute(schema.POOL_END, (pool,)).fetchone()
+        return None if row is None else Mark._make(row)
+
+    def _keep_pool(self, row: PoolRow, start: bytes) -> None:
+        self._execute(schema.PUT_POOL, (row.pool, row.mode, row.created_at, row.terms, start))
+
+    def _keep_agent(self, pool: str, row: AgentRow, version: int) -> None:
+        self._execute(schema.PUT_AGENT, (pool, *row, version))
+
+    def _keep_account(self, pool: str, row: AccountRow) -> None:
+        self._execute(schema.PUT_ACCOUNT, (pool, *row))
+
+    def _keep_hold(self, pool: str, row: HoldRow) -> None:
+        ours = (pool, row.hold_id)
+        self._execute(schema.PUT_HOLD, (pool, *row[:10]))
+        for part in row.parts:
+            self._execute(schema.PUT_PART, (*ours, *part))
+        if row.loans is None:
+            return
+        self._execute(schema.DROP_LOANS, ours)
+        for loan in row.loans:
+            self._execute(schema.PUT_LOAN, (*ours, *loan))
+
+    def _keep_op(self, pool: str, row: OpRow) -> tuple[str, str] | None:
+        first = self._execute(statements.OP, (pool, row.key)).fetchone()
+        if first is None:
+            self._execute(schema.PUT_OP, (pool, *row))
+            return None
+        return first[1], first[2]
+
+    def _keep_line(self, pool: str, fields: Fields, previous: bytes, own: bytes) -> None:
+        self._execute(schema.APPEND, (pool, *fields, previous, own))
+
+    def _execute(self, statement: str, values: Sequence[Any]) -> Any:
+        if self._connection is None:
+            raise self._over()
+        try:
+            return self._connection.execute(statement, values)
+        except UnicodeEncodeError as error:
+            raise unreadable(error) from error
+        except (TypeError, OverflowError) as error:
+            raise InvalidAmountError(
+                "row", tuple(values), f"of values that SQLite can keep ({error})"
+            ) from error

@@ -1,0 +1,275 @@
+"""What every store can do, and how it reads."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Final, Self
+
+from tbc.errors import InvalidAmountError, StoreError, StoreStaleError
+from tbc.stores import statements
+from tbc.stores.chain import PoolCheck, follow, genesis
+from tbc.stores.rows import (
+    AccountRow,
+    AgentRow,
+    EventRow,
+    HoldRow,
+    LineRow,
+    LoanRow,
+    Mark,
+    News,
+    OpRow,
+    PartRow,
+    PoolRow,
+    PoolState,
+    RunRow,
+    StoreInfo,
+    TotalRow,
+)
+from tbc.stores.writer import Writer
+
+__all__ = ["Store"]
+
+_PAGE: Final = 1_000
+#: A statement with its values.
+Question = tuple[str, tuple[object, ...]]
+
+
+class Store(ABC):
+    """Pools and their journals in a database.
+
+    Attributes
+    ----------
+    path : str
+        Where it is, without passwords.
+    locks_first : bool
+        Whether a transaction at a mark is the only one from its start on.
+    """
+
+    path: str
+    locks_first: bool
+    _ledger_id: str
+
+    # -- writing -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def transaction(
+        self, pool: str | None = None, *, at: Mark | None = None
+    ) -> AbstractContextManager[Writer]:
+        """Return a block in which rows can be written: all of them are kept, or none."""
+
+    # -- reading -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def clock(self) -> float:
+        """Return Unix seconds, the same for all who have the store open."""
+
+    def runs(self) -> list[RunRow]:
+        """Return the runs of workflows, oldest first; only a file keeps any."""
+        return []
+
+    def events(self, run: str, since: int = 0) -> Iterator[EventRow]:
+        """Yield the events of a run after event `since`, oldest first; only a file keeps any."""
+        return iter(())
+
+    def pools(self) -> list[PoolRow]:
+        """Return the pools, oldest first."""
+        return [PoolRow._make(row) for row in self._rows(statements.POOLS)]
+
+    def load_pool(self, pool: str, *, recent: int = 1_000) -> PoolState | None:
+        """Return everything to rebuild the books of a pool; ``None`` if there is no such pool.
+
+        Parameters
+        ----------
+        pool : str
+            Its name.
+        recent : int, default 1_000
+            How many of the last ended holds and answers to load; `find_hold` and `find_op` find older ones.
+        """
+        pools, agents, accounts, ops, *holds = self._ask(
+            (statements.POOL, (pool,)),
+            (statements.AGENTS, (pool,)),
+            (statements.ACCOUNTS, (pool,)),
+            (statements.LAST_OPS, (pool, recent)),
+            *((statement, (pool, pool)) for statement in statements.OPEN_HOLDS),
+            *((statement, (pool, pool, recent)) for statement in statements.ENDED_HOLDS),
+        )
+        if not pools:
+            return None
+        return PoolState(
+            PoolRow._make(pools[0]),
+            tuple(_with_flags(AgentRow._make(row), "closed") for row in agents),
+            tuple(_with_flags(AccountRow._make(row), "capped") for row in accounts),
+            _whole_holds(*holds[:3]),
+            _whole_holds(*holds[3:]),
+            tuple(OpRow._make(row) for row in reversed(ops)),
+        )
+
+    def news(self, pool: str, since: Mark) -> News:
+        """Return what has changed of a pool since a mark; within a transaction as that one sees it.
+
+        Raises
+        ------
+        StoreStaleError
+            If the pool has not come that far: other books are in its place.
+        """
+        mark = self._mark_of(pool, self._rows(statements.POOL, pool), since)
+        if mark.version == since.version:
+            return News(mark, (), (), (), ())
+        later = (pool, since.seq)
+        pools, lines, agents, accounts, *holds = self._ask(
+            (statements.POOL, (pool,)),
+            (statements.NEW_LINES, later),
+            (statements.NEW_AGENTS, (pool, since.version)),
+            (statements.NEW_ACCOUNTS, (pool, *later, *later)),
+            *((statement, (pool, *later)) for statement in statements.NEW_HOLDS),
+        )
+        return News(
+            self._mark_of(pool, pools, since),
+            tuple(_with_flags(LineRow._make(row), "estimated") for row in lines),
+            tuple(_with_flags(AgentRow._make(row), "closed") for row in agents),
+            tuple(_with_flags(AccountRow._make(row), "capped") for row in accounts),
+            _whole_holds(*holds),
+        )
+
+    def find_hold(self, pool: str, *, hold_id: int | None = None, key: str | None = None) -> HoldRow | None:
+        """Return the hold with this id, or the last one with this key."""
+        if hold_id is not None:
+            found = self._ask(*((statement, (pool, hold_id)) for statement in statements.HOLD_BY_ID))
+        else:
+            found = self._ask(*((statement, (pool, pool, key)) for statement in statements.HOLD_BY_KEY))
+        return next(iter(_whole_holds(*found)), None)
+
+    def find_op(self, pool: str, key: str) -> OpRow | None:
+        """Return the first answer under a key."""
+        return next((OpRow._make(row) for row in self._rows(statements.OP, pool, key)), None)
+
+    def entries(self, pool: str, since: int = 0) -> Iterator[LineRow]:
+        """Yield the lines of a pool's journal after line `since`, oldest first; others may write."""
+        while page := self._rows(statements.PAGE, pool, since, _PAGE):
+            yield from (_with_flags(LineRow._make(row), "estimated") for row in page)
+            since = page[-1][0]
+
+    def totals(self, pool: str) -> list[TotalRow]:
+        """Return the journal of a pool summed by axis, agent, kind, model, note and estimated."""
+        return [_with_flags(TotalRow._make(row), "estimated") for row in self._rows(statements.TOTALS, pool)]
+
+    @abstractmethod
+    def info(self) -> StoreInfo:
+        """Return what the store is and how much it holds."""
+
+    # -- looking after it ----------------------------------------------------------------------------------
+
+    def verify(self, pool: str | None = None) -> list[PoolCheck]:
+        """Check the chain of every journal (or of one), and every number of the books against it.
+
+        The accounts must be the sums of the journal, and what they hold the sum of the open holds. Others may
+        write meanwhile: what is checked is the moment of the call.
+
+        Raises
+        ------
+        StoreCorruptError
+            If the store is so damaged that it cannot be read.
+        """
+        with self._aside() as connection:
+            asked = (statements.POOLS, ()) if pool is None else (statements.POOL, (pool,))
+            rows = connection.execute(*asked).fetchall()
+            if pool is not None and not rows:
+                raise InvalidAmountError("pool", pool, "a pool of this store")
+            return [_check(connection, self._ledger_id, PoolRow._make(row)) for row in rows]
+
+    @abstractmethod
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the store into a new file, where it is one."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the store; a second time changes nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- what a store answers with -------------------------------------------------------------------------
+
+    @abstractmethod
+    def _ask(self, *questions: Question) -> list[list[tuple[Any, ...]]]:
+        """Return the rows that answer each question, all of one moment."""
+
+    @abstractmethod
+    def _aside(self) -> AbstractContextManager[Any]:
+        """Yield a connection that reads one moment for long, so that nobody has to wait for it."""
+
+    def _rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        return self._ask((statement, values))[0]
+
+    def _mark_of(self, pool: str, rows: Sequence[tuple[Any, ...]], since: Mark) -> Mark:
+        mark = Mark(*rows[0][4:7]) if rows else Mark()
+        if mark.seq < since.seq or mark.version < since.version:
+            raise StoreStaleError(
+                self.path,
+                f"pool {pool!r} has come to line {mark.seq}, and had come to line {since.seq}",
+                "A restored past is not the pool that was opened: open it again",
+            )
+        return mark
+
+    def _error(self, reason: str, remedy: str) -> StoreError:
+        return StoreError(self.path, reason, remedy)
+
+
+def _with_flags(row: Any, *names: str) -> Any:
+    """Return a row whose flags, kept as 0 and 1, are ``bool``."""
+    return row._replace(**{name: bool(getattr(row, name)) for name in names})
+
+
+def _whole_holds(
+    holds: list[tuple[Any, ...]], parts: list[tuple[Any, ...]], loans: list[tuple[Any, ...]]
+) -> tuple[HoldRow, ...]:
+    """Return holds with their parts and loans; all three are in the order of the holds."""
+    parts_of: dict[int, list[PartRow]] = {}
+    for hold_id, *part in parts:
+        parts_of.setdefault(hold_id, []).append(PartRow._make(part))
+    loans_of: dict[int, list[LoanRow]] = {}
+    for hold_id, *loan in loans:
+        loans_of.setdefault(hold_id, []).append(LoanRow._make(loan))
+    return tuple(
+        HoldRow._make((*row, tuple(parts_of.get(row[0], ())), tuple(loans_of.get(row[0], ()))))
+        for row in holds
+    )
+
+
+def _check(connection: Any, ledger_id: str, pool: PoolRow) -> PoolCheck:
+    """Check a pool's journal, and its books against it."""
+    lines = connection.execute(statements.CHAIN, (pool.pool,))
+    check, sums = follow(pool.pool, genesis(ledger_id, pool.pool), lines, pool.seq, pool.head)
+    if not check.ok:
+        return check
+    accounts = {
+        (row.agent, row.axis): [row.allocated, row.consumed, row.held, row.unpriced]
+        for row in map(AccountRow._make, connection.execute(statements.ACCOUNTS, (pool.pool,)))
+    }
+    nothing = [0, 0, 0, 0]
+    for agent, axis in sorted(accounts.keys() | sums.keys()):
+        booked, summed = accounts.get((agent, axis), nothing), sums.get((agent, axis), nothing)
+        names = zip(("allocated", "consumed", "held", "unpriced"), booked, summed, strict=True)
+        for name, ours, theirs in names:
+            if ours != theirs:
+                said = f"{name} of {agent!r} on {axis} is {ours}, and the journal says {theirs}"
+                return check._replace(problem=said)
+    held = {
+        (agent, axis): amount for agent, axis, amount in connection.execute(statements.HELD, (pool.pool,))
+    }
+    for agent, axis in sorted(accounts.keys() | held.keys()):
+        ours, theirs = accounts.get((agent, axis), nothing)[2], held.get((agent, axis), 0)
+        if ours != theirs:
+            return check._replace(
+                problem=f"{agent!r} holds {ours} {axis}, and its open holds sum to {theirs}"
+            )
+    return check
