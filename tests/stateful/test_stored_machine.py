@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import tempfile
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import invariant, run_state_machine_as_test
 
 import tbc
-from tbc.stores import SqliteStore
+from tbc.stores import PostgresStore, SqliteStore
 from tbc.testing import BudgetMachine, check_books
 from tests.stateful.test_keeper import difference, everything
 
@@ -18,19 +21,18 @@ QUICK = settings(
 )
 
 
-class SqliteMachine(BudgetMachine):
-    """The books are in a file, and every operation is a transaction."""
+class StoredMachine(BudgetMachine):
+    """The books are in a store, and every operation is a transaction."""
 
     mode = "enforce"
 
     def make_manager(self, clock):
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = self.folder.name + "/books.db"
         self.stores = []
+        self.begin()
         return self.open(clock, max_tokens=150)
 
     def open(self, clock, **how):
-        self.stores.append(SqliteStore(self.path, synchronous="NORMAL"))
+        self.stores.append(self.open_store())
         return tbc.BudgetManager(store=self.stores[-1], clock=clock, mode=self.mode, **how)
 
     @invariant()
@@ -48,7 +50,37 @@ class SqliteMachine(BudgetMachine):
         assert all(check.ok for check in self.stores[0].verify())
         for store in self.stores:
             store.close()
+        self.end()
+
+
+class SqliteMachine(StoredMachine):
+    """A file."""
+
+    def begin(self):
+        self.folder = tempfile.TemporaryDirectory()
+
+    def open_store(self):
+        return SqliteStore(self.folder.name + "/books.db", synchronous="NORMAL")
+
+    def end(self):
         self.folder.cleanup()
+
+
+class PostgresMachine(StoredMachine):
+    """A schema of a server; `url` is set by the test."""
+
+    url: str
+    numbers = itertools.count(1)
+
+    def begin(self):
+        self.schema = f"machine{os.getpid()}_{next(self.numbers)}"
+
+    def open_store(self):
+        return PostgresStore(self.url, schema=self.schema, connections=2)
+
+    def end(self):
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f'DROP SCHEMA "{self.schema}" CASCADE')
 
 
 class AuditSqliteMachine(SqliteMachine):
@@ -67,8 +99,8 @@ class InTurns:
         return getattr(self.managers[0], name)
 
 
-class SharedSqliteMachine(SqliteMachine):
-    """Two managers share the file: each follows what the other does, and settles the holds it has."""
+class Shared:
+    """Two managers share the store: each follows what the other does, and settles the holds it has."""
 
     def make_manager(self, clock):
         first = super().make_manager(clock)
@@ -80,6 +112,20 @@ class SharedSqliteMachine(SqliteMachine):
         super().teardown()
 
 
+class SharedSqliteMachine(Shared, SqliteMachine):
+    pass
+
+
+class SharedPostgresMachine(Shared, PostgresMachine):
+    pass
+
+
 @pytest.mark.parametrize("machine", [SqliteMachine, AuditSqliteMachine, SharedSqliteMachine])
-def test_a_store_keeps_the_books_of_the_model(machine):
+def test_a_file_keeps_the_books_of_the_model(machine):
+    run_state_machine_as_test(machine, settings=QUICK)
+
+
+@pytest.mark.parametrize("machine", [PostgresMachine, SharedPostgresMachine])
+def test_a_server_keeps_the_books_of_the_model(machine, postgres_url):
+    machine.url = postgres_url
     run_state_machine_as_test(machine, settings=QUICK)
