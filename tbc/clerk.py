@@ -13,6 +13,7 @@ operation raises the store's error.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -36,12 +37,13 @@ _LONGEST_PAUSE_S: Final = 15.0
 class _Task:
     """An operation, and how it ended."""
 
-    __slots__ = ("_error", "_result", "done", "future", "operation")
+    __slots__ = ("_error", "_result", "future", "gate", "leads", "operation")
 
     def __init__(self, operation: Callable[[], Any], future: asyncio.Future[Any] | None = None) -> None:
         self.operation = operation
         self.future = future
-        self.done = False
+        self.gate: Any = None  # locked while its thread waits
+        self.leads = False  # whether its thread serves
         self._result: Any = None
         self._error: BaseException | None = None
 
@@ -97,7 +99,9 @@ class Clerk:
         self._ledger = ledger
         self._tell = tell
         self._queue: deque[_Task] = deque()
-        self._desk = threading.Lock()
+        self._mutex = threading.Lock()  # of the queue, and of who serves
+        self._led = False  # whether somebody serves, or is told to
+        self._thread_leads = False
         self._serving: int | None = None  # the thread that serves
         self._torn = False  # whether memory may be neither what is kept nor ahead of it
         self._closed = False
@@ -119,23 +123,44 @@ class Clerk:
         if self._serving == threading.get_ident():  # an operation that is part of another
             return operation()
         task = _Task(operation)
-        self._queue.append(task)
+        with self._mutex:
+            self._queue.append(task)
+            if self._led:
+                task.gate = threading.Lock()
+                task.gate.acquire()
+            else:
+                self._led = task.leads = True
         try:
-            with self._desk:
-                if not task.done:
-                    self._serve()
+            if task.gate is not None:
+                task.gate.acquire()  # until it is done, or its turn to serve
+            if task.leads:
+                self._serve(task)
         except BaseException:
             self._withdraw(task)
             raise
+        finally:
+            if task.leads:
+                self._hand_over()
         self._tell()
         return task.outcome()
+
+    def _hand_over(self) -> None:
+        """Let the next in the queue serve: one that waits, or the thread for those who await."""
+        with self._mutex:
+            following = next((task for task in self._queue if task.gate is not None), None)
+            if following is not None:
+                following.leads = True
+                following.gate.release()
+            elif self._queue:
+                self._wake()
+            else:
+                self._led = False
 
     async def arun(self, operation: Callable[[], Any], *, undo: Callable[[Any], Any] | None = None) -> Any:
         """Await `run`. If nobody waits any more, what it returned is undone."""
         task = _Task(operation, asyncio.get_running_loop().create_future())
         assert task.future is not None
-        self._queue.append(task)
-        self._wake()
+        self._put(task)
         try:
             return await task.future
         except asyncio.CancelledError:
@@ -145,8 +170,17 @@ class Clerk:
 
     def later(self, operation: Callable[[], Any]) -> None:
         """Have the operation done soon. Never waits: for finalizers and timers."""
-        self._queue.append(_Task(operation))
-        self._wake()
+        self._put(_Task(operation))
+
+    def _put(self, task: _Task) -> None:
+        self._queue.append(task)
+        if not self._led and self._mutex.acquire(blocking=False):  # a finalizer may come while it is locked
+            try:
+                if not self._led:
+                    self._led = True
+                    self._wake()
+            finally:
+                self._mutex.release()
 
     def _withdraw(self, task: _Task) -> bool:
         """Take a task back out of the queue; whether it was there."""
@@ -158,52 +192,57 @@ class Clerk:
 
     def close(self) -> None:
         """Serve what is in the queue, and end the thread."""
+        with contextlib.suppress(StoreError):
+            self.run(lambda: None)
         self._closed = True
-        if self._thread is not None:
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
             self._awaited.release()
-            self._thread.join()
-        with self._desk:
-            if self._queue:
-                self._serve()
+            thread.join()
 
     # -- the thread for those who await ------------------------------------------------------------------
 
     def _wake(self) -> None:
+        """Tell the thread to serve; under the mutex."""
+        self._thread_leads = True
         if self._thread is None:
-            thread = threading.Thread(target=self._work, name=f"tbc clerk of {self._pool}", daemon=True)
-            self._thread = thread
-            thread.start()
+            self._thread = threading.Thread(target=self._work, name=f"tbc clerk of {self._pool}", daemon=True)
+            self._thread.start()
         self._awaited.release()
 
     def _work(self) -> None:
         while not self._closed:
             self._awaited.acquire()
-            while self._awaited.acquire(blocking=False):  # one service is enough for all
-                pass
-            with self._desk:
-                if self._queue:
+            if self._thread_leads:
+                self._thread_leads = False
+                try:
                     self._serve()
-            self._tell()
+                finally:
+                    self._hand_over()
+                self._tell()
 
     # -- serving; at the desk ------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
+    def _serve(self, own: _Task | None = None) -> None:
+        """Serve all that are in the queue; `own` is the task of this thread."""
         batch = [self._queue.popleft() for _ in range(len(self._queue))]
         self._serving = threading.get_ident()
         try:
             self._serve_or_fail(batch)
         except BaseException:
-            self._queue.extendleft(reversed(batch))
+            self._queue.extendleft(task for task in reversed(batch) if task is not own)
             raise
         finally:
             self._serving = None
+        awaited: dict[asyncio.AbstractEventLoop, list[_Task]] = {}
         for task in batch:
-            task.done = True
-        awaited = [task for task in batch if task.future is not None]
-        for loop in {task.future.get_loop() for task in awaited if task.future is not None}:
-            theirs = [task for task in awaited if task.future is not None and task.future.get_loop() is loop]
+            if task.future is not None:
+                awaited.setdefault(task.future.get_loop(), []).append(task)
+            elif task.gate is not None and task is not own:
+                task.gate.release()
+        for loop, tasks in awaited.items():
             if not loop.is_closed():
-                loop.call_soon_threadsafe(_deliver, theirs)
+                loop.call_soon_threadsafe(_deliver, tasks)
 
     def _serve_or_fail(self, batch: list[_Task]) -> None:
         try:
