@@ -35,10 +35,12 @@ from tbc.errors import (
     InvalidContractError,
     InvalidPriceError,
     KeyConflictError,
+    LeaseOpenError,
     ManagedLedgerError,
     NoCurrentHoldError,
     NotSent,
     OverrunError,
+    SliceTooSmallError,
     StoreBusyError,
     StoreCorruptError,
     StoreError,
@@ -48,11 +50,13 @@ from tbc.errors import (
     TBCError,
     TraceError,
     UnknownAgentError,
+    UnknownLeaseError,
     UnknownPriceError,
     VocabularyError,
 )
 from tbc.holds import Hold, current_hold, with_current_hold
 from tbc.journal import Entry
+from tbc.leases import Lease
 from tbc.ledger import Ledger
 from tbc.manager import BudgetManager
 from tbc.reallocator import Reallocator, Rebalance
@@ -101,6 +105,8 @@ __all__ = [
     "InvalidPriceError",
     "KeyConflictError",
     "Kind",
+    "Lease",
+    "LeaseOpenError",
     "Ledger",
     "ManagedLedgerError",
     "NoCurrentHoldError",
@@ -114,6 +120,7 @@ __all__ = [
     "RunBusyError",
     "RunError",
     "Settlement",
+    "SliceTooSmallError",
     "Status",
     "StepBlockedError",
     "StepResultError",
@@ -128,6 +135,7 @@ __all__ = [
     "TraceError",
     "Transfer",
     "UnknownAgentError",
+    "UnknownLeaseError",
     "UnknownPriceError",
     "UnknownRunError",
     "UnknownTaskError",
