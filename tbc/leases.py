@@ -12,7 +12,7 @@ Examples
 --------
 >>> holder = LeaseHolder("writer", "worker-1", Lease(seconds=30.0), "first-life")
 >>> ask = holder.ask(Amounts(tokens=10), Amounts(), now=100.0)
->>> holder.take(ask.key, Slice(7, {"tokens": 50, "usd": None, "calls": None}), now=101.0)
+>>> holder.take(ask.key, Slice(7, {"tokens": 50, "usd": None, "calls": None}), Amounts())
 >>> holder.has_room(Amounts(tokens=50), now=126.0), holder.has_room(Amounts(tokens=50), now=127.0)
 (True, False)
 >>> holder.close(Amounts(tokens=20))
@@ -248,8 +248,11 @@ class LeaseHolder:
             self._asked_at = now
         return self.asked
 
-    def take(self, key: str, answer: Slice | Refused, now: float) -> None:
-        """Note the answer to a request; one that is not open, or no longer, changes nothing."""
+    def take(self, key: str, answer: Slice | Refused, used: Amounts) -> None:
+        """Note the answer to a request, with what was spent of the lease by now.
+
+        The answer to a request that is not open, or no longer, changes nothing.
+        """
         asked = self.asked
         if asked is None or asked.key != key:
             return
