@@ -36,13 +36,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from tbc.axes import AXES, CALLS, NANO, TOKENS, USD, Axis
+from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
 from tbc.clock import Clock, system_clock
 from tbc.decision import Decision
 from tbc.errors import BudgetExceededError, SliceTooSmallError, StoreError
 from tbc.holds import Hold, PendingHold
 from tbc.leases import Amounts, Lease, LeaseHolder, Refused, Report
 from tbc.manager import BudgetManager
+from tbc.pool import nano_dollars
 
 if TYPE_CHECKING:
     from tbc.money import Money
@@ -238,7 +239,7 @@ class LeasedManager:
                     else:
                         need = _short(seat.books.manager.decide(agent_name, tokens, **_priced(how)))
                 elif how["usd"] is not None:
-                    need = need._replace(usd=round(Decimal(str(how["usd"])) * NANO))
+                    need = need._replace(usd=nano_dollars("usd", how["usd"]))
                 if isinstance(self._ask(seat, need), SliceTooSmallError):
                     return None
         return None
