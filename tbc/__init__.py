@@ -35,10 +35,12 @@ from tbc.errors import (
     InvalidContractError,
     InvalidPriceError,
     KeyConflictError,
+    LeaseOpenError,
     ManagedLedgerError,
     NoCurrentHoldError,
     NotSent,
     OverrunError,
+    SliceTooSmallError,
     StoreAwayError,
     StoreBusyError,
     StoreCorruptError,
@@ -50,11 +52,13 @@ from tbc.errors import (
     TBCError,
     TraceError,
     UnknownAgentError,
+    UnknownLeaseError,
     UnknownPriceError,
     VocabularyError,
 )
 from tbc.holds import Hold, current_hold, with_current_hold
 from tbc.journal import Entry
+from tbc.leases import Lease
 from tbc.ledger import Ledger
 from tbc.manager import BudgetManager
 from tbc.reallocator import Reallocator, Rebalance
@@ -105,6 +109,8 @@ __all__ = [
     "InvalidPriceError",
     "KeyConflictError",
     "Kind",
+    "Lease",
+    "LeaseOpenError",
     "Ledger",
     "ManagedLedgerError",
     "NoCurrentHoldError",
@@ -118,6 +124,7 @@ __all__ = [
     "RunBusyError",
     "RunError",
     "Settlement",
+    "SliceTooSmallError",
     "Status",
     "StepBlockedError",
     "StepResultError",
@@ -134,6 +141,7 @@ __all__ = [
     "TraceError",
     "Transfer",
     "UnknownAgentError",
+    "UnknownLeaseError",
     "UnknownPriceError",
     "UnknownRunError",
     "UnknownTaskError",

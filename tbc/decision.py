@@ -55,6 +55,8 @@ class Kind(StrEnum):
     LATE_SETTLE = "late_settle"
     VOID = "void"
     EXPIRE = "expire"
+    REPORT = "report"
+    """Spent of a lease, while it is open or after its end."""
     USAGE = "usage"
     DRAW = "draw"
     """Parent to child, out of the parent's spare (the treasury)."""

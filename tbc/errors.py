@@ -10,6 +10,9 @@
      ├── AgentClosedError       (ValueError)   the account has been closed
      ├── AgentInUseError        (ValueError)   cannot close: open holds or children
      ├── HoldEndedError         (ValueError)   a hold ends once
+     ├── UnknownLeaseError      (KeyError)     there is no such lease, or no longer
+     ├── LeaseOpenError         (ValueError)   its worker may still be spending it
+     ├── SliceTooSmallError     (ValueError)   a slice of what is free does not cover what is needed
      ├── NoCurrentHoldError     (LookupError)  current_hold() outside of any governed call
      ├── KeyConflictError       (ValueError)   this key was used for something else
      ├── ManagedLedgerError     (TypeError)    these books move only through their manager
@@ -59,10 +62,12 @@ __all__ = [
     "InvalidContractError",
     "InvalidPriceError",
     "KeyConflictError",
+    "LeaseOpenError",
     "ManagedLedgerError",
     "NoCurrentHoldError",
     "NotSent",
     "OverrunError",
+    "SliceTooSmallError",
     "StoreAwayError",
     "StoreBusyError",
     "StoreCorruptError",
@@ -74,6 +79,7 @@ __all__ = [
     "TBCError",
     "TraceError",
     "UnknownAgentError",
+    "UnknownLeaseError",
     "UnknownPriceError",
     "VocabularyError",
 ]
@@ -233,6 +239,83 @@ class HoldEndedError(TBCError, ValueError):
         return (
             f"Hold {self.hold_id} is {self.state}{booked}; it cannot be {self.attempted}. "
             "A hold ends once; open a new one."
+        )
+
+
+class UnknownLeaseError(TBCError, KeyError):
+    """There is no such lease, or it ended so long ago that it is forgotten.
+
+    Parameters
+    ----------
+    hold_id : int
+        The hold that was asked for.
+    """
+
+    def __init__(self, hold_id: object) -> None:
+        super().__init__(hold_id)
+        self.hold_id = hold_id
+
+    def __str__(self) -> str:
+        return f"No hold {_shown(self.hold_id)} is a lease here. leases() lists the open ones."
+
+
+class LeaseOpenError(TBCError, ValueError):
+    """A lease cannot be closed by an operator yet: its worker may still be spending it.
+
+    Parameters
+    ----------
+    hold_id : int
+        The lease.
+    holder : str
+        Which worker has it.
+    wait_s : float
+        Seconds until it can be closed.
+    seconds : float
+        For how long it is granted at a time.
+    """
+
+    def __init__(self, hold_id: int, holder: str, wait_s: float, seconds: float) -> None:
+        super().__init__(hold_id, holder, wait_s, seconds)
+        self.hold_id = hold_id
+        self.holder = holder
+        self.wait_s = wait_s
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return (
+            f"Lease {self.hold_id} of {self.seconds:g} s may still be spent by worker {self.holder!r}. "
+            f"Close it in {self.wait_s:.1f} s, if it is not given back or renewed by then."
+        )
+
+
+class SliceTooSmallError(TBCError, ValueError):
+    """A slice of what the agent has free does not cover what is needed.
+
+    Parameters
+    ----------
+    agent_name : str
+        Whose budget.
+    axis : {"tokens", "usd", "calls"}
+        Where it is short.
+    needed, offered, free : int
+        What was needed, what the slice would be, and what the agent has free, in the unit of the axis.
+    """
+
+    def __init__(self, agent_name: str, axis: Axis, needed: int, offered: int, free: int) -> None:
+        super().__init__(agent_name, axis, needed, offered, free)
+        self.agent_name = agent_name
+        self.axis = axis
+        self.needed = needed
+        self.offered = offered
+        self.free = free
+
+    def __str__(self) -> str:
+        needed, offered, free = (
+            format_amount(self.axis, amount) for amount in (self.needed, self.offered, self.free)
+        )
+        return (
+            f"A slice for {self.agent_name!r} would be {offered} of {free} free, and {needed} are needed. "
+            "Hold it directly: hold() asks the market too."
         )
 
 

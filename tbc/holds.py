@@ -23,6 +23,7 @@ from tbc.errors import HoldEndedError, NoCurrentHoldError, NotSent
 if TYPE_CHECKING:
     from decimal import Decimal
 
+    from tbc.leases import LeaseTerms
     from tbc.ledger import Books
     from tbc.pricing import Price
     from tbc.reallocator import Move
@@ -203,7 +204,7 @@ class Ending:
     then how far the end has come, and the next operation on the pool goes on there.
     """
 
-    __slots__ = ("booked", "kind", "now", "repaid", "spent", "state")
+    __slots__ = ("booked", "kind", "note", "now", "repaid", "spent", "state")
 
     def __init__(
         self,
@@ -216,6 +217,7 @@ class Ending:
         self.kind = kind
         self.spent = spent
         self.now = now
+        self.note: str | None = None  # for the journal, in the place of the hold's operation
         self.booked = 0  # how many of `spent` are in the books
         self.repaid = 0  # how many of the loans, of one part after the other, are repaid
 
@@ -274,6 +276,9 @@ class Hold(Part):
         "others",
         "settlement",
     )
+
+    #: What makes it a lease (`tbc.leasing`), if it is one.
+    lease: LeaseTerms | None = None
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ __all__ = ["Books", "Entry", "Ledger"]
 
 # Enum members as module constants: a global is read faster than an attribute of the class.
 _ADJUST, _REGISTER, _USAGE = Kind.ADJUST, Kind.REGISTER, Kind.USAGE
-_SPENDING = frozenset({Kind.USAGE, Kind.SETTLE, Kind.LATE_SETTLE})
+_SPENDING = frozenset({Kind.USAGE, Kind.SETTLE, Kind.LATE_SETTLE, Kind.REPORT})
 
 
 class Books:

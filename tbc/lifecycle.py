@@ -25,6 +25,7 @@ from tbc.reallocator import Move, apply, find_cover, survey
 __all__ = [
     "Clamp",
     "book_usage",
+    "cover_excess",
     "decide",
     "expire_due",
     "extend",
@@ -207,11 +208,12 @@ def grant(
     key: str | None,
     operation: str | None,
     model: str | None,
+    made: Callable[..., Hold] = Hold,
 ) -> Hold | Decision:
     """Set the parts aside, with loans, or return the decision that refuses and move nothing.
 
     The first part is the one on tokens. The market is only looked at where a part does not fit by itself.
-    With a `clamp`, a hold that cannot be had in full is made smaller.
+    With a `clamp`, a hold that cannot be had in full is made smaller. `made` makes the hold.
     """
     decision: Decision | None = None
     covers: list[tuple[list[Move], int]] = []
@@ -228,7 +230,7 @@ def grant(
         covers = [_loans_for(part, decision) for part in asked]
     tokens, *others = asked
     due = min(ledger.due, expires_at)
-    hold = Hold(desk, tokens.books, ledger.seq + 1, tokens.amount, now, expires_at, key, operation, model)
+    hold = made(desk, tokens.books, ledger.seq + 1, tokens.amount, now, expires_at, key, operation, model)
     set_aside(ledger, hold, first_of_many=bool(others or (covers and covers[0][0])))
     hold.decision = decision
     for part in others:
@@ -385,7 +387,9 @@ def settle_as_held(ledger: Ledger, hold: Hold, tokens: int, now: float, estimate
     return ended
 
 
-def settle(ledger: Ledger, hold: Hold, spent: Sequence[Spent], now: float) -> Settlement:
+def settle(
+    ledger: Ledger, hold: Hold, spent: Sequence[Spent], now: float, *, note: str | None = None
+) -> Settlement:
     """Book what was spent, the tokens first, and end the hold; see `Hold.settle`.
 
     An expired hold is settled late, once: all of it is excess, as nothing is set aside any more.
@@ -395,7 +399,9 @@ def settle(ledger: Ledger, hold: Hold, spent: Sequence[Spent], now: float) -> Se
     if hold.state == "settled":
         return _repeated(hold, spent, "settled")
     late = hold.settlement is not None
-    return _end(ledger, hold, Ending("settled", Kind.LATE_SETTLE if late else Kind.SETTLE, spent, now))
+    ending = Ending("settled", Kind.LATE_SETTLE if late else Kind.SETTLE, spent, now)
+    ending.note = note
+    return _end(ledger, hold, ending)
 
 
 def void(ledger: Ledger, hold: Hold, now: float) -> Settlement:
@@ -459,7 +465,7 @@ def _end(ledger: Ledger, hold: Hold, ending: Ending) -> Settlement:
             held=0 if late else -part.amount,
             hold_id=hold.hold_id,
             key=hold.key,
-            note=hold.operation,
+            note=ending.note or hold.operation,
             estimated=estimated,
             model=hold.model,
             unpriced=unpriced,
@@ -476,7 +482,7 @@ def _end(ledger: Ledger, hold: Hold, ending: Ending) -> Settlement:
         covered: tuple[Transfer, ...] = ()
         overrun = 0
         if amount > held:
-            covered, overrun = _cover_excess(ledger, part.books, amount - held, now, hold.hold_id)
+            covered, overrun = cover_excess(ledger, part.books, amount - held, now, hold.hold_id)
         ends.append(
             Booking(part.books.axis, amount, part.amount, estimated, returned, covered, overrun, unpriced)
         )
@@ -577,7 +583,7 @@ def book_usage(
         )
     ends = []
     for part, amount, estimated, unpriced in spent:
-        covered, overrun = _cover_excess(ledger, part.books, amount, now, None)
+        covered, overrun = cover_excess(ledger, part.books, amount, now, None)
         ends.append(Booking(part.books.axis, amount, 0, estimated, (), covered, overrun, unpriced))
     tokens, *others = ends
     return Settlement(
@@ -596,7 +602,7 @@ def book_usage(
     )
 
 
-def _cover_excess(
+def cover_excess(
     ledger: Ledger, books: Books, excess: int, now: float, hold_id: int | None
 ) -> tuple[tuple[Transfer, ...], int]:
     """Let the market pay what the agent's own remaining does not, as much as there is.

@@ -16,9 +16,9 @@ from tbc.axes import CALLS, TOKENS, USD, Axis
 from tbc.clock import Clock
 from tbc.contract import check_amount, check_fraction
 from tbc.decision import Mode
-from tbc.desk import SpendingDesk
 from tbc.errors import InvalidContractError
 from tbc.govern import Governed, Governor, OutputHistory
+from tbc.leasing import LeasingDesk
 from tbc.pool import nano_dollars
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["BudgetManager"]
 
 
-class BudgetManager(SpendingDesk):
+class BudgetManager(LeasingDesk):
     """A budget market for agents: contracts, books, holds and reallocation.
 
     Parameters

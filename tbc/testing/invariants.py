@@ -35,7 +35,7 @@ from tbc.tree import Account
 
 __all__ = ["Snapshot", "check_books", "check_step"]
 
-_SPENDING = (Kind.USAGE, Kind.SETTLE, Kind.LATE_SETTLE)
+_SPENDING = (Kind.USAGE, Kind.SETTLE, Kind.LATE_SETTLE, Kind.REPORT)
 _BETWEEN_SIBLINGS = (Kind.LOAN, Kind.COVER, Kind.REBALANCE)
 _FROM_PARENT = (Kind.DRAW, Kind.HAND_DOWN)
 #: What may change the sum of all allocations.

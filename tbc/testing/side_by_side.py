@@ -101,9 +101,9 @@ class SideBySide:
         real, number = answers
         require(isinstance(real, Hold), f"hold({agent_name!r}) returned {real!r}")
         for known in self.holds:
-            if known.number == number or known.real is real:
+            if known.number == number or known.real.hold_id == real.hold_id:
                 require(
-                    known.number == number and known.real is real,
+                    known.number == number and known.real.hold_id == real.hold_id,
                     f"{real!r} answers for hold {number}, {known.real!r} for hold {known.number}",
                 )
                 return known

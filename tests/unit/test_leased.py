@@ -1,0 +1,304 @@
+"""A worker's manager: local holds from slices, direct ones beside them, everything given back."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+import tbc
+from tbc.clock import ManualClock
+from tbc.leased import LeasedManager
+from tbc.leases import Report
+from tbc.testing import check_books
+
+
+@pytest.fixture
+def clock():
+    return ManualClock()
+
+
+@pytest.fixture
+def shared(clock):
+    shared = tbc.BudgetManager(max_tokens=10_000, clock=clock, unknown_price="track")
+    shared.register_agent("writer", 5, max_tokens=0)
+    return shared
+
+
+@pytest.fixture
+def worker(shared, clock):
+    with LeasedManager(shared, tbc.Lease(share=0.1, seconds=30), holder="w", clock=clock) as worker:
+        yield worker
+    check_books(shared)
+    assert shared.leases() == []
+
+
+def consumed(shared, axis="tokens"):
+    return shared.report(axis)["writer"]["consumed"]
+
+
+def test_holds_that_fit_say_nothing_to_the_shared_pool(shared, worker):
+    worker.hold("writer", 100).settle(90)
+    seq = shared.ledger.seq
+    for _ in range(5):
+        worker.hold("writer", 100).settle(90)
+    assert shared.ledger.seq == seq
+    assert worker.report()["writer"]["consumed"] == 540
+    assert [record.holder for record in shared.leases()] == ["w"]
+
+
+def test_what_the_slice_does_not_cover_any_more_is_refilled_in_one_message(shared, worker):
+    for _ in range(30):
+        worker.hold("writer", 100).settle(100)
+    assert len(shared.leases()) == 1
+    worker.close()
+    assert consumed(shared) == 3000
+    assert shared.remaining(tbc.ROOT) == 7000
+
+
+def test_what_a_slice_cannot_cover_is_held_directly_with_its_market(shared, worker):
+    shared.register_agent("reader", 1, max_tokens=2000, min_reserve=0)
+    hold = worker.hold("writer", 9000)
+    assert hold.loans and shared.ledger.open_holds[hold.hold_id] is hold
+    hold.settle(10)
+    assert consumed(shared) == 10
+
+
+def test_the_whole_budget_can_be_spent_and_no_more(shared, worker):
+    spent = 0
+    with pytest.raises(tbc.BudgetExceededError) as refused:
+        while True:
+            worker.hold("writer", 37).settle(37)
+            spent += 37
+    assert spent == 37 * (10_000 // 37)
+    assert refused.value.decision.status is tbc.Status.EXHAUSTED
+
+
+def test_idle_slices_are_given_back_before_a_call_is_refused(shared, worker):
+    shared.register_agent("reader", 5, max_tokens=0)
+    worker.hold("reader", 10).settle(0)
+    worker.hold("writer", 9500).settle(9500)
+    assert consumed(shared) == 9500
+
+
+def test_every_axis_is_leased(clock):
+    shared = tbc.BudgetManager(max_tokens=10_000, max_usd="1", max_calls=100, clock=clock)
+    shared.register_agent("writer", max_tokens=0)
+    with LeasedManager(shared, holder="w", clock=clock) as worker:
+        calls = 0
+        for _ in range(25):
+            worker.hold("writer", 20, usd="0.01").settle(15, usd="0.008")
+            calls += 1
+        assert calls == 25
+        for axis, expected in (("tokens", 375), ("usd", 25 * 8 * 10**6), ("calls", 25)):
+            assert worker.report(axis)["writer"]["consumed"] == expected
+        with pytest.raises(tbc.UnknownPriceError):
+            worker.hold("writer", 20)
+    assert shared.leases() == []
+    assert consumed(shared, "usd") == 25 * 8 * 10**6
+    check_books(shared)
+
+
+def test_an_uncapped_agent_is_counted_too(clock):
+    shared = tbc.BudgetManager(clock=clock)
+    shared.register_agent("writer", max_tokens=None)
+    with LeasedManager(shared, clock=clock) as worker:
+        for _ in range(3):
+            worker.hold("writer", 20).settle(15)
+    assert (consumed(shared), consumed(shared, "calls")) == (45, 3)
+
+
+def test_nothing_is_spent_past_the_end_without_asking(shared, worker, clock):
+    worker.hold("writer", 100).settle(90)
+    clock.advance(26.9)
+    seq = shared.ledger.seq
+    worker._tended = clock()
+    worker.hold("writer", 100).settle(90)
+    assert shared.ledger.seq == seq
+    clock.advance(0.2)
+    worker.hold("writer", 100).settle(90)
+    assert shared.ledger.seq > seq
+    assert len(shared.leases()) == 1
+
+
+def test_a_confident_agent_is_refused_at_the_next_refill_at_the_latest(shared, worker, clock):
+    shared.update_agent("writer", confidence_threshold=0.9)
+    worker.hold("writer", 100).settle(90)
+    shared.report_confidence("writer", 0.95)
+    clock.advance(30)
+    with pytest.raises(tbc.GateClosedError):
+        worker.hold("writer", 100)
+    shared.reset_confidence("writer")
+    worker.hold("writer", 100).settle(90)
+    worker.report_confidence("writer", 0.95)  # known here: at once
+    with pytest.raises(tbc.GateClosedError):
+        worker.hold("writer", 100)
+
+
+def test_a_closed_or_unknown_agent_is_refused(shared, worker):
+    with pytest.raises(tbc.UnknownAgentError):
+        worker.hold("nobody", 1)
+    worker.hold("writer", 100).settle(90)
+    with pytest.raises(tbc.AgentInUseError):
+        shared.close_agent("writer")
+    worker._give_back_idle()
+    shared.close_agent("writer")
+    with pytest.raises(tbc.AgentClosedError):
+        worker.hold("writer", 1)
+
+
+def test_keyed_holds_are_known_to_all(shared, worker):
+    first = worker.hold("writer", 100, key="k")
+    assert shared.hold("writer", 100, key="k") is first
+
+
+def test_idle_slices_are_given_back_in_good_time(shared, worker, clock):
+    worker.hold("writer", 100).settle(90)
+    for _ in range(4):
+        clock.advance(8)
+        worker.tend()
+    assert shared.leases() == []
+    assert consumed(shared) == 90
+
+
+def test_slices_in_use_are_renewed_and_reported(shared, worker, clock):
+    hold = worker.hold("writer", 100)
+    for _ in range(10):
+        clock.advance(8)
+        worker.tend()
+        assert not shared.leases()[0].overdue
+    hold.settle(70)
+    worker.tend(now=True)
+    assert consumed(shared) == 70
+
+
+def test_calls_in_flight_at_the_close_are_booked_in_full_and_more_if_they_say_so(shared, clock):
+    worker = LeasedManager(shared, clock=clock)
+    small, large = worker.hold("writer", 100), worker.hold("writer", 200)
+    worker.close()
+    assert consumed(shared) == 300
+    small.settle(10)
+    worker.tend(now=True)
+    assert consumed(shared) == 300
+    large.settle(450)
+    worker.tend(now=True)
+    assert consumed(shared) == 460
+    worker.hold("writer", 10).settle(10)  # directly
+    assert (consumed(shared), shared.leases()) == (470, [])
+    check_books(shared)
+
+
+def test_a_lease_that_an_operator_closed_is_replaced(shared, worker, clock):
+    worker.hold("writer", 100).settle(90)
+    clock.advance(40)
+    shared.close_lease(shared.leases()[0].hold_id, 50)
+    worker.hold("writer", 100).settle(90)
+    worker.close()
+    assert consumed(shared) == 180
+
+
+def test_an_answer_that_was_lost_is_asked_for_again(shared, clock, monkeypatch):
+    worker = LeasedManager(shared, clock=clock)
+    real, lost = shared.answer, []
+
+    def answer(message):
+        found = real(message)
+        if not isinstance(message, Report) and len(lost) < 2:
+            lost.append(message)
+            raise tbc.StoreBusyError("a.db", "locked", "Try again")
+        return found
+
+    monkeypatch.setattr(shared, "answer", answer)
+    for _ in range(2):
+        with pytest.raises(tbc.StoreBusyError):
+            worker.hold("writer", 100)
+    worker.hold("writer", 100).settle(100)
+    assert len(shared.leases()) == 1
+    worker.close()
+    assert (consumed(shared), shared.leases()) == (100, [])
+
+
+def test_a_request_open_at_the_close_is_given_back(shared, clock, monkeypatch):
+    worker = LeasedManager(shared, clock=clock)
+    real = shared.answer
+
+    def lose(message):
+        real(message)
+        raise tbc.StoreBusyError("a.db", "locked", "Try again")
+
+    monkeypatch.setattr(shared, "answer", lose)
+    with pytest.raises(tbc.StoreBusyError):
+        worker.hold("writer", 100)
+    with pytest.raises(tbc.StoreBusyError):
+        worker.close()
+    monkeypatch.setattr(shared, "answer", real)
+    worker.close()
+    assert (consumed(shared), shared.leases()) == (0, [])
+
+
+def test_remaining_and_decide_see_both_sides(shared, worker):
+    worker.hold("writer", 100).settle(90)
+    assert worker.decide("writer", 50).status is tbc.Status.FITS
+    assert worker.decide("writer", 5000).allowed
+    assert not worker.decide("writer", 50_000).allowed
+    assert worker.remaining("writer") == 910
+
+
+def test_an_awaited_hold_is_the_same(worker):
+    import asyncio
+
+    async def call():
+        async with worker.ahold("writer", 100) as hold:
+            return hold.settle(90)
+
+    assert asyncio.run(call()).tokens == 90
+
+
+def test_threads_spend_the_budget_once(shared, clock):
+    worker = LeasedManager(shared, clock=clock)
+    spent = []
+
+    def spend():
+        while True:
+            try:
+                worker.hold("writer", 7).settle(7)
+            except tbc.BudgetExceededError:
+                return
+            spent.append(7)
+
+    threads = [threading.Thread(target=spend) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    worker.close()
+    assert sum(spent) == consumed(shared) <= 10_000
+    assert shared.leases() == []
+    check_books(shared)
+
+
+def test_two_workers_share_one_budget(shared, clock):
+    workers = [LeasedManager(shared, holder=f"w{n}", clock=clock) for n in range(2)]
+    spent = 0
+    for turn in range(3000):
+        try:
+            workers[turn % 2].hold("writer", 11).settle(9)
+        except tbc.BudgetExceededError:
+            continue
+        spent += 9
+    for worker in workers:
+        worker.close()
+    assert 9_000 < spent == consumed(shared) <= 10_000
+    check_books(shared)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_does_not_spend_its_parents_slices(shared, worker):
+    worker.hold("writer", 100).settle(90)
+    child = os.fork()
+    if not child:
+        os._exit(0 if worker._seats == {} else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert worker._seats
