@@ -56,7 +56,7 @@ _RESTORE: Final = "Stop writing to it, keep a copy of it, and restore a backup"
 
 _PUT: Final = """
     SELECT put_books(%s, %s::bigint, %s::bytea, %s::bigint, %s::bytea, %s::jsonb, %s::jsonb, %s::jsonb,
-        %s::jsonb, %s::jsonb, %s::jsonb, %s::jsonb, %s::jsonb)"""
+        %s::jsonb, %s::jsonb, %s::bigint[], %s::jsonb, %s::jsonb, %s::jsonb)"""
 _TAKE: Final = "SELECT version, seq, head FROM pools WHERE pool = %s FOR UPDATE"
 _TAKE_NAME: Final = "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' ' || %s, 1))"
 _HAS_META: Final = "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = 'meta'"

@@ -69,8 +69,7 @@ CREATE TABLE holds (
     expires_at float8 NOT NULL,
     request_hash text,
     outcome text,
-    PRIMARY KEY (pool, hold_id),
-    FOREIGN KEY (pool, agent) REFERENCES agents
+    PRIMARY KEY (pool, hold_id)
 );
 CREATE INDEX open_holds ON holds (pool, hold_id) WHERE state = 'open';
 CREATE INDEX holds_by_key ON holds (pool, key, hold_id) WHERE key IS NOT NULL;
@@ -82,8 +81,7 @@ CREATE TABLE hold_parts (
     amount bigint NOT NULL CHECK (amount >= 0),
     granted bigint NOT NULL CHECK (granted >= 0),
     unpriced smallint NOT NULL CHECK (unpriced IN (0, 1)),
-    PRIMARY KEY (pool, hold_id, axis),
-    FOREIGN KEY (pool, hold_id) REFERENCES holds
+    PRIMARY KEY (pool, hold_id, axis)
 );
 
 CREATE TABLE loans (
@@ -142,8 +140,8 @@ CREATE TRIGGER journal_is_never_emptied BEFORE TRUNCATE ON journal
 -- whether it was. Sections without rows are NULL.
 CREATE FUNCTION put_books(
     of_pool text, was_version bigint, was_head bytea, now_seq bigint, now_head bytea,
-    pool_rows jsonb, agent_rows jsonb, account_rows jsonb, hold_rows jsonb, part_rows jsonb, loan_rows jsonb,
-    op_rows jsonb, line_rows jsonb
+    pool_rows jsonb, agent_rows jsonb, account_rows jsonb, hold_rows jsonb, part_rows jsonb,
+    lent_holds bigint[], loan_rows jsonb, op_rows jsonb, line_rows jsonb
 ) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     kept bigint;
@@ -197,8 +195,9 @@ BEGIN
             agent = excluded.agent, state = excluded.state, at = excluded.at,
             expires_at = excluded.expires_at, key = excluded.key, operation = excluded.operation,
             model = excluded.model, request_hash = excluded.request_hash, outcome = excluded.outcome;
-        DELETE FROM loans USING jsonb_to_recordset(hold_rows) AS new (hold_id bigint, same_loans boolean)
-        WHERE NOT new.same_loans AND loans.pool = of_pool AND loans.hold_id = new.hold_id;
+    END IF;
+    IF lent_holds IS NOT NULL THEN
+        DELETE FROM loans WHERE pool = of_pool AND hold_id = ANY (lent_holds);
     END IF;
     IF part_rows IS NOT NULL THEN
         INSERT INTO hold_parts (pool, hold_id, axis, amount, granted, unpriced)

@@ -67,6 +67,7 @@ class PostgresWriter(Writer):
             _as_json(self._accounts.values()),
             _as_json(self._holds.values()),
             _as_json(self._parts.values()),
+            list(self._loans) or None,
             _as_json([row for rows in self._loans.values() for row in rows]),
             _as_json(self._ops.values()),
             _as_json(self._lines),
@@ -107,7 +108,7 @@ class PostgresWriter(Writer):
 
     def _keep_hold(self, pool: str, row: HoldRow) -> None:
         ours = row.hold_id
-        self._holds[ours] = {**_checked(_HOLD_FIELDS, row[:10]), "same_loans": row.loans is None}
+        self._holds[ours] = _checked(_HOLD_FIELDS, row[:10])
         for part in row.parts:
             self._parts[ours, part.axis] = _checked(_PART_FIELDS, (ours, *part))
         if row.loans is not None:
