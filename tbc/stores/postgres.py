@@ -382,6 +382,7 @@ class PostgresStore(Store):
         texts = postgres_schema.POSTGRES_MIGRATIONS
         while _version_of(meta) < len(texts):
             with connection.transaction():
+                connection.execute("SET LOCAL statement_timeout = 0")
                 connection.execute(_TAKE_NAME.replace("current_schema()", "%s"), (self.schema, "tables"))
                 meta = self._meta(connection)  # another process may have been faster
                 number = _version_of(meta) + 1
@@ -587,7 +588,7 @@ def _check_alive(connection: Connection) -> None:
     """
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
-    if poll.poll(0):
+    while poll.poll(0):  # a last word may come before the end
         connection.pgconn.consume_input()
 
 
