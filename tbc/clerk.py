@@ -283,6 +283,8 @@ class Clerk:
                 with self._ledger.lock:
                     self._keeper.undo()
                 self._torn = False
+                if not optimistic:  # nobody can have been faster: these are other books
+                    raise
                 optimistic = False
             except BaseException:
                 with self._ledger.lock:
@@ -294,7 +296,7 @@ class Clerk:
         keeper, pool = self._keeper, self._pool
         at = keeper.mark if optimistic else None
         with self._store.transaction(pool, at=at) as writer:
-            if writer.mark(pool).version != keeper.mark.version:
+            if writer.mark(pool) != keeper.mark:
                 self._follow()
             for task in batch:
                 task.execute()

@@ -69,6 +69,7 @@ _LINE = """
         unpriced
     FROM journal WHERE pool = ? AND seq > ? ORDER BY seq"""
 NEW_LINES: Final = _LINE
+HASH: Final = "SELECT hash FROM journal WHERE pool = ? AND seq = ?"
 PAGE: Final = f"{_LINE} LIMIT ?"
 CHAIN: Final = """
     SELECT seq, at, kind, axis, agent, peer, allocated, consumed, held, unpriced, hold_id, key, note, model,

@@ -120,6 +120,8 @@ class Store(ABC):
         if mark.version == since.version:
             return News(mark, (), (), (), ())
         later = (pool, since.seq)
+        if since.seq and self._rows(statements.HASH, *later) != [(since.head,)]:
+            raise self._other_books(pool, mark, since)
         pools, lines, agents, accounts, *holds = self._ask(
             (statements.POOL, (pool,)),
             (statements.NEW_LINES, later),
@@ -212,13 +214,17 @@ class Store(ABC):
 
     def _mark_of(self, pool: str, rows: Sequence[tuple[Any, ...]], since: Mark) -> Mark:
         mark = Mark(*rows[0][4:7]) if rows else Mark()
-        if mark.seq < since.seq or mark.version < since.version:
-            raise StoreStaleError(
-                self.path,
-                f"pool {pool!r} has come to line {mark.seq}, and had come to line {since.seq}",
-                "A restored past is not the pool that was opened: open it again",
-            )
+        is_other = mark != since if mark.version == since.version else mark.seq < since.seq
+        if is_other or mark.version < since.version:
+            raise self._other_books(pool, mark, since)
         return mark
+
+    def _other_books(self, pool: str, mark: Mark, since: Mark) -> StoreStaleError:
+        return StoreStaleError(
+            self.path,
+            f"pool {pool!r}, at line {mark.seq}, does not go on from line {since.seq} as it was",
+            "A restored past is not the pool that was opened: open it again",
+        )
 
     def _error(self, reason: str, remedy: str) -> StoreError:
         return StoreError(self.path, reason, remedy)

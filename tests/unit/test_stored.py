@@ -1,0 +1,200 @@
+"""Managers with a store: what others did, what was restored, what cannot be kept, and who is told."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+
+import pytest
+
+import tbc
+from tbc.stores import SqliteStore
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path}/books.db"
+
+
+def open_manager(url, **how):
+    return tbc.BudgetManager(store=url, **how)
+
+
+def test_a_program_that_starts_again_finds_its_books(url):
+    with open_manager(url, max_tokens=1000) as manager:
+        manager.register_agent("writer", max_tokens=500)
+        manager.hold("writer", 100, key="first").settle(80)
+        held = manager.hold("writer", 50, key="second")
+    with open_manager(url, max_tokens=1000) as manager:
+        manager.register_agent("writer", max_tokens=500)
+        assert manager.report()["writer"] == {"allocated": 500, "consumed": 80, "remaining": 370}
+        again = manager.hold("writer", 50, key="second")
+        assert again.hold_id == held.hold_id and again.state == "open"
+        again.settle(50)
+        ended = manager.hold("writer", 100, key="first")
+        assert ended.state == "settled" and ended.settlement.tokens == 80
+        assert [entry.tokens for entry in manager.ledger.history("writer")] == [80, 50]
+
+
+def test_other_caps_are_refused_with_both_numbers(url):
+    open_manager(url, max_usd="5").close()
+    with pytest.raises(tbc.InvalidContractError, match=r"max_usd=\$5.00, not \$10.00"):
+        open_manager(url, max_usd="10")
+    with pytest.raises(tbc.InvalidContractError, match="max_tokens=None, not 7 tokens"):
+        open_manager(url, max_tokens=7)
+    open_manager(url).close()
+
+
+def test_refusals_and_errors_are_the_same_after_a_restart(url):
+    def refused(manager):
+        with pytest.raises(tbc.BudgetExceededError) as caught:
+            manager.hold("writer", 5000, key="too much")
+        with pytest.raises(tbc.CarveOutError) as short:
+            manager.top_up("below", 5000, key="too deep")
+        moved = manager.rebalance({"writer": 50}, key="round")
+        return str(caught.value), caught.value.decision, str(short.value), moved.transfers, moved.unmet
+
+    with open_manager(url, max_tokens=1000) as manager:
+        manager.register_agent("reader", max_tokens=300)
+        manager.register_agent("writer", priority=5, max_tokens=500)
+        manager.register_agent("below", parent="writer", max_tokens=100)
+        first = refused(manager)
+    with open_manager(url) as manager:
+        assert refused(manager) == first
+        with pytest.raises(tbc.KeyConflictError):
+            manager.hold("writer", 5001, key="too much")
+
+
+def test_what_one_does_the_other_sees(url):
+    with open_manager(url, max_tokens=1000) as one, open_manager(url) as other:
+        one.register_agent("writer", max_tokens=500)
+        held = other.hold("writer", 400)
+        assert one.remaining("writer") == 100
+        with pytest.raises(tbc.BudgetExceededError):
+            one.hold("writer", 700)
+        held.settle(10)
+        one.hold("writer", 490)
+        other.report_confidence("writer", 0.5)
+        assert one.contracts["writer"].last_confidence is None  # memory follows with the next operation
+        one.used()
+        assert one.contracts["writer"].last_confidence == 0.5
+        assert one.report() == other.report()
+
+
+def test_a_restored_past_is_noticed(url, tmp_path):
+    with open_manager(url, max_tokens=1000) as manager:
+        manager.register_agent("writer", max_tokens=500)
+        with SqliteStore(tmp_path / "books.db") as store:
+            store.backup(tmp_path / "past.db")
+        manager.hold("writer", 100)
+        shutil.copy(tmp_path / "past.db", tmp_path / "other.db")
+    restored = f"sqlite:///{tmp_path}/other.db"
+    with SqliteStore(tmp_path / "other.db") as store, open_manager(url) as manager:
+        assert store.info().epoch == 1
+        with open_manager(restored) as past:
+            past.hold("writer", 7)
+            past.hold("writer", 7)
+        manager._clerk._store = manager._keeper._store = store  # as if the file had been replaced
+        for _ in range(2):
+            with pytest.raises(tbc.StoreStaleError, match="open it again"):
+                manager.hold("writer", 1)
+
+
+def test_what_cannot_be_kept_is_refused_alone(url):
+    with open_manager(url, max_tokens=1000) as manager:
+        with pytest.raises(tbc.InvalidAmountError, match="printable text"):
+            manager.register_agent("two\nlines")
+        manager.register_agent("writer", max_tokens=500)
+        with pytest.raises(tbc.InvalidAmountError, match="128 bytes"):
+            manager.hold("writer", 10, key="k" * 200)
+        assert manager.remaining("writer") == 500 and list(manager.contracts) == ["writer"]
+        manager.hold("writer", 10, key="k")
+
+
+def test_subscribers_are_told_when_it_is_kept_and_may_ask(url):
+    with open_manager(url, max_tokens=1000) as manager:
+        manager.register_agent("writer", max_tokens=500)
+        told = []
+        manager.subscribe(lambda event: told.append((type(event).__name__, manager.remaining("writer"))))
+        manager.hold("writer", 100)
+        with pytest.raises(tbc.BudgetExceededError):
+            manager.hold("writer", 5000)
+    assert told == [("Booked", 400), ("Refused", 400)]
+
+
+def test_many_callers_share_transactions(url):
+    with open_manager(url, max_tokens=10_000) as manager:
+        manager.register_agent("writer", max_tokens=10_000)
+        store, begun = manager._store, []
+        transaction = store.transaction
+        store.transaction = lambda *values, **named: begun.append(1) or transaction(*values, **named)
+
+        async def call():
+            async with manager.ahold("writer", 10) as hold:
+                await hold.asettle(9)
+
+        async def calls():
+            await asyncio.gather(*(call() for _ in range(50)))
+
+        asyncio.run(calls())
+        assert manager.report()["writer"]["consumed"] == 450
+        assert len(begun) < 50  # of 100 operations
+
+        threads = [threading.Thread(target=lambda: manager.hold("writer", 10).settle(10)) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert manager.report()["writer"]["consumed"] == 650
+
+
+def test_governed_functions_and_coroutines_are_kept(url):
+    with open_manager(url, max_tokens=10_000) as manager:
+        manager.register_agent("writer", max_tokens=5_000)
+        reply = {"usage": {"prompt_tokens": 5, "completion_tokens": 6}}
+
+        @manager.govern("writer")
+        def plain(prompt):
+            return reply
+
+        @manager.govern("writer")
+        async def awaited(prompt):
+            return reply
+
+        @manager.govern("writer")
+        async def failing(prompt):
+            raise tbc.NotSent
+
+        plain("a")
+        assert asyncio.run(awaited("a")) is reply
+        with pytest.raises(tbc.NotSent):
+            asyncio.run(failing("a"))
+    with open_manager(url) as manager:
+        assert manager.report()["writer"]["consumed"] == 22
+        assert not manager.ledger.open_holds
+
+
+def test_who_is_cancelled_while_waiting_holds_nothing(url):
+    with open_manager(url, max_tokens=10_000) as manager:
+        manager.register_agent("writer", max_tokens=5_000)
+
+        async def cancelled():
+            waiting = asyncio.ensure_future(manager.ahold("writer", 100))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+        for _ in range(20):
+            asyncio.run(cancelled())
+        manager._clerk.close()
+        assert not [hold for hold in manager.ledger.open_holds.values()]
+
+
+def test_two_pools_of_one_store_do_not_see_each_other(url):
+    with open_manager(url, max_tokens=100, pool="a") as one, open_manager(url, max_tokens=50, pool="b") as two:
+        one.register_agent("writer", max_tokens=60)
+        two.register_agent("writer", max_tokens=20)
+        one.hold("writer", 60)
+        assert (one.remaining("writer"), two.remaining("writer")) == (0, 20)
