@@ -163,8 +163,12 @@ class Pool:
         min_reserve: int = _UNSET,
         confidence_threshold: float | None = _UNSET,
         min_reserve_usd: Money = _UNSET,
+        key: str | None = None,
     ) -> BudgetContract:
-        """Change an agent's priority, reserve or threshold; what is left out stays, allocations too."""
+        """Change an agent's priority, reserve or threshold; what is left out stays, allocations too.
+
+        Repeated under its `key` it changes nothing and returns the contract as it is now.
+        """
         given = {
             "priority": priority,
             "min_reserve": min_reserve,
@@ -175,9 +179,14 @@ class Pool:
         with self._lock:
             now = self.ledger.look()
             books = self.ledger.find(agent_name)
-            was_closed = books.gate_closed
-            contract = tree.change_terms(self.ledger, books, terms, now)
-            self._note_gate(books, was_closed)
+            content = ("update_agent", agent_name, *((name, str(value)) for name, value in terms.items()))
+            if self.ledger.answers.recall(key, content) is None or books.contract is None:
+                was_closed = books.gate_closed
+                contract = tree.change_terms(self.ledger, books, terms, now)
+                self._note_gate(books, was_closed)
+                self._remember(key, content, "done")
+            else:
+                contract = books.contract
         self._tell()
         return contract
 
@@ -215,8 +224,10 @@ class Pool:
         if isinstance(refused, CarveOutError):
             raise CarveOutError(*refused.args)
 
-    def close_agent(self, agent_name: str) -> None:
+    def close_agent(self, agent_name: str, *, key: str | None = None) -> None:
         """Close an account; what it did not spend returns to its parent (at the top: out of the pool).
+
+        Under a `key` it is safe to repeat.
 
         Raises
         ------
@@ -225,7 +236,10 @@ class Pool:
         """
         with self._lock:
             now = self.ledger.look()
-            tree.close(self.ledger, self.ledger.find(agent_name), now)
+            content = ("close_agent", agent_name)
+            if self.ledger.answers.recall(key, content) is None:
+                tree.close(self.ledger, self.ledger.find(agent_name), now)
+                self._remember(key, content, "done")
         self._tell()
 
     def report_confidence(self, agent_name: str, confidence: float) -> None:

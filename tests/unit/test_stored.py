@@ -189,11 +189,14 @@ def test_who_is_cancelled_while_waiting_holds_nothing(url):
         for _ in range(20):
             asyncio.run(cancelled())
         manager._clerk.close()
-        assert not [hold for hold in manager.ledger.open_holds.values()]
+        assert not manager.ledger.open_holds
 
 
 def test_two_pools_of_one_store_do_not_see_each_other(url):
-    with open_manager(url, max_tokens=100, pool="a") as one, open_manager(url, max_tokens=50, pool="b") as two:
+    with (
+        open_manager(url, max_tokens=100, pool="a") as one,
+        open_manager(url, max_tokens=50, pool="b") as two,
+    ):
         one.register_agent("writer", max_tokens=60)
         two.register_agent("writer", max_tokens=20)
         one.hold("writer", 60)

@@ -314,3 +314,19 @@ def test_reallocate_moves_what_there_is_for_good(manager):
     assert manager.reallocator.find_donors("editor") == []
     with pytest.raises(KeyError):
         manager.reallocator.reallocate("nobody", 1)
+
+
+def test_changing_and_closing_under_a_key_is_safe_to_repeat():
+    manager = tbc.BudgetManager(max_tokens=1000)
+    manager.register_agent("writer", max_tokens=500)
+    manager.update_agent("writer", priority=7, key="more")
+    manager.update_agent("writer", priority=2)
+    assert manager.update_agent("writer", priority=7, key="more").priority == 2  # the first answer, done once
+    with pytest.raises(tbc.KeyConflictError):
+        manager.update_agent("writer", priority=8, key="more")
+    manager.close_agent("writer", key="gone")
+    manager.register_agent("writer", max_tokens=500)
+    manager.close_agent("writer", key="gone")
+    assert "writer" in manager.contracts
+    with pytest.raises(tbc.KeyConflictError):
+        manager.close_agent("reader", key="gone")
