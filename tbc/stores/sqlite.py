@@ -41,6 +41,7 @@ from tbc.errors import (
 )
 from tbc.stores import schema
 from tbc.stores.chain import PoolCheck, follow, genesis
+from tbc.stores.file_lock import FileLock
 from tbc.stores.rows import (
     AccountRow,
     AgentRow,
@@ -114,6 +115,7 @@ class SqliteStore:
         self._writing = False
         with self._typed():
             self._find_or_make(create)
+            self._queue = FileLock(self.path)
             connection = self._connect()
             try:
                 self._ledger_id = self._check_and_migrate(connection)
@@ -155,8 +157,12 @@ class SqliteStore:
                 raise self._error(
                     "a transaction is open in this thread", "Write in that one; do not nest them"
                 )
-            with self._typed():
-                connection.execute(schema.BEGIN)
+            with self._typed(), self._queue.hold(self._busy_ms / 1000) as left_s:
+                connection.set_busy_timeout(int(left_s * 1000))
+                try:
+                    connection.execute(schema.BEGIN)
+                finally:
+                    connection.set_busy_timeout(self._busy_ms)
                 self._writing = True
                 writer = Writer(self.path, self._ledger_id, connection)
                 try:
@@ -385,6 +391,7 @@ class SqliteStore:
                         connection.wal_checkpoint("main", self._apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 finally:
                     connection.close(True)
+                    self._queue.close()
 
     def __enter__(self) -> SqliteStore:
         return self
