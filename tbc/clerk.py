@@ -13,6 +13,8 @@ operation raises the store's error.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -95,6 +97,7 @@ class Clerk:
         self._serving: int | None = None  # the thread that serves
         self._torn = False  # whether memory may be neither what is kept nor ahead of it
         self._closed = False
+        self._pid = os.getpid()
         self._awaited = threading.Semaphore(0)
         self._thread: threading.Thread | None = None
 
@@ -110,6 +113,7 @@ class Clerk:
         """
         if self._serving == threading.get_ident():  # an operation that is part of another
             return operation()
+        self._check_process()
         task = _Task(operation)
         self._queue.append(task)
         try:
@@ -123,7 +127,8 @@ class Clerk:
         return task.outcome()
 
     async def arun(self, operation: Callable[[], Any], *, undo: Callable[[Any], Any] | None = None) -> Any:
-        """Await `run`. If nobody waits any more, what it returned is undone."""
+        """Await `run`. If nobody waits any more, it is not done or undone; without `undo`, it is done."""
+        self._check_process()
         task = _Task(operation, asyncio.get_running_loop().create_future())
         assert task.future is not None
         self._queue.append(task)
@@ -131,12 +136,14 @@ class Clerk:
         try:
             return await task.future
         except asyncio.CancelledError:
-            if not self._withdraw(task) and undo is not None:
+            if undo is not None and not self._withdraw(task):
                 self.later(lambda: None if task._result is None else undo(task._result))
             raise
 
     def later(self, operation: Callable[[], Any]) -> None:
         """Have the operation done soon. Never waits: for finalizers and timers."""
+        if self.is_elsewhere:
+            return
         self._queue.append(_Task(operation))
         self._wake()
 
@@ -147,6 +154,19 @@ class Clerk:
         except ValueError:
             return False
         return True
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether this is a forked child, and the clerk was left in the parent."""
+        return self._pid != os.getpid()
+
+    def _check_process(self) -> None:
+        if self.is_elsewhere:  # before any lock: another thread may have had it at the fork
+            raise StoreError(
+                self._store.path,
+                "its manager was opened before the fork",
+                "Open a manager of its own in the child process",
+            )
 
     def close(self) -> None:
         """Serve what is in the queue, and end the thread."""
@@ -161,6 +181,8 @@ class Clerk:
     # -- the thread for those who await ------------------------------------------------------------------
 
     def _wake(self) -> None:
+        if self._closed:  # no thread can be started while Python ends
+            return
         if self._thread is None:
             thread = threading.Thread(target=self._work, name=f"tbc clerk of {self._pool}", daemon=True)
             self._thread = thread
@@ -194,7 +216,7 @@ class Clerk:
         awaited = [task for task in batch if task.future is not None]
         for loop in {task.future.get_loop() for task in awaited if task.future is not None}:
             theirs = [task for task in awaited if task.future is not None and task.future.get_loop() is loop]
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # it is closed: nobody waits there any more
                 loop.call_soon_threadsafe(_deliver, theirs)
 
     def _serve_or_fail(self, batch: list[_Task]) -> None:
@@ -225,6 +247,8 @@ class Clerk:
                 with self._ledger.lock:
                     self._keeper.undo()
                 self._torn = False
+                if not optimistic:  # not news: another past
+                    raise
                 optimistic = False
             except BaseException:
                 with self._ledger.lock:
@@ -236,7 +260,7 @@ class Clerk:
         keeper, pool = self._keeper, self._pool
         at = keeper.mark if optimistic else None
         with self._store.transaction(pool, at=at) as writer:
-            if writer.mark(pool).version != keeper.mark.version:
+            if writer.mark(pool) != keeper.mark:
                 self._follow()
             for task in batch:
                 task.execute()
