@@ -298,6 +298,8 @@ CHAIN: Final = """
     SELECT seq, at, kind, axis, agent, peer, allocated, consumed, held, unpriced, hold_id, key, note, model,
         estimated, prev_hash, hash
     FROM journal WHERE pool = ? ORDER BY seq"""
+HASH_AT: Final = "SELECT hash FROM journal WHERE pool = ? AND seq = ?"
+LAST_AT: Final = "SELECT max(at) FROM pools JOIN journal USING (pool, seq)"
 TOTALS: Final = """
     SELECT axis, agent, kind, model, note, estimated, count(*), sum(allocated), sum(consumed), sum(held),
         sum(unpriced)

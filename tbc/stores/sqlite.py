@@ -187,7 +187,7 @@ class SqliteStore:
             known = _meta(connection, "boot")
             if known is not None and boot and known.startswith(boot):
                 return float(known.removeprefix(boot)) + now
-            ahead = time.time() - now
+            ahead = max(time.time(), _one(connection, schema.LAST_AT) or 0.0) - now
             connection.execute(schema.PUT_META, ("boot", f"{boot}{ahead!r}"))
             return ahead + now
 
@@ -236,10 +236,11 @@ class SqliteStore:
         with self._reading() as connection:
             row = connection.execute(schema.POOL, (pool,)).fetchone()
             mark = Mark() if row is None else Mark(*row[4:7])
-            if mark.seq < since.seq or mark.version < since.version:
+            then = _one(connection, schema.HASH_AT, pool, since.seq) if since.seq else since.head
+            if mark.seq < since.seq or mark.version < since.version or then != since.head:
                 raise StoreStaleError(
                     self.path,
-                    f"pool {pool!r} has come to line {mark.seq}, and had come to line {since.seq}",
+                    f"pool {pool!r} is at line {mark.seq}, and had come to another line {since.seq}",
                     "A restored past is not the pool that was opened: open it again",
                 )
             if mark.version == since.version:
