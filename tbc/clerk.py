@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -107,6 +108,7 @@ class Clerk:
         self._closed = False
         self._away: StoreError | None = None  # why the store is not asked before `_ask_again_at`
         self._ask_again_at = self._pause = 0.0
+        self._pid = os.getpid()
         self._awaited = threading.Semaphore(0)
         self._thread: threading.Thread | None = None
 
@@ -122,6 +124,7 @@ class Clerk:
         """
         if self._serving == threading.get_ident():  # an operation that is part of another
             return operation()
+        self._check_process()
         task = _Task(operation)
         with self._mutex:
             self._queue.append(task)
@@ -147,7 +150,7 @@ class Clerk:
     def _hand_over(self) -> None:
         """Let the next in the queue serve: one that waits, or the thread for those who await."""
         with self._mutex:
-            following = next((task for task in self._queue if task.gate is not None), None)
+            following = next((task for task in list(self._queue) if task.gate is not None), None)
             if following is not None:
                 following.leads = True
                 following.gate.release()
@@ -157,20 +160,22 @@ class Clerk:
                 self._led = False
 
     async def arun(self, operation: Callable[[], Any], *, undo: Callable[[Any], Any] | None = None) -> Any:
-        """Await `run`. If nobody waits any more, what it returned is undone."""
+        """Await `run`. If nobody waits any more, it is not done or undone; without `undo`, it is done."""
+        self._check_process()
         task = _Task(operation, asyncio.get_running_loop().create_future())
         assert task.future is not None
         self._put(task)
         try:
             return await task.future
         except asyncio.CancelledError:
-            if not self._withdraw(task) and undo is not None:
+            if undo is not None and not self._withdraw(task):
                 self.later(lambda: None if task._result is None else undo(task._result))
             raise
 
     def later(self, operation: Callable[[], Any]) -> None:
         """Have the operation done soon. Never waits: for finalizers and timers."""
-        self._put(_Task(operation))
+        if not self.is_elsewhere:
+            self._put(_Task(operation))
 
     def _put(self, task: _Task) -> None:
         self._queue.append(task)
@@ -190,6 +195,19 @@ class Clerk:
             return False
         return True
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether this is a forked child, and the clerk was left in the parent."""
+        return self._pid != os.getpid()
+
+    def _check_process(self) -> None:
+        if self.is_elsewhere:  # before any lock: another thread may have had it at the fork
+            raise StoreError(
+                self._store.path,
+                "its manager was opened before the fork",
+                "Open a manager of its own in the child process",
+            )
+
     def close(self) -> None:
         """Serve what is in the queue, and end the thread."""
         with contextlib.suppress(StoreError):
@@ -204,6 +222,9 @@ class Clerk:
 
     def _wake(self) -> None:
         """Tell the thread to serve; under the mutex."""
+        if self._closed:  # no thread can be started while Python ends
+            self._led = False
+            return
         self._thread_leads = True
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name=f"tbc clerk of {self._pool}", daemon=True)
@@ -225,7 +246,9 @@ class Clerk:
 
     def _serve(self, own: _Task | None = None) -> None:
         """Serve all that are in the queue; `own` is the task of this thread."""
-        batch = [self._queue.popleft() for _ in range(len(self._queue))]
+        batch: list[_Task] = []
+        with contextlib.suppress(IndexError):  # others may withdraw meanwhile
+            batch.extend(self._queue.popleft() for _ in range(len(self._queue)))
         self._serving = threading.get_ident()
         try:
             self._serve_or_fail(batch)
@@ -241,7 +264,7 @@ class Clerk:
             elif task.gate is not None and task is not own:
                 task.gate.release()
         for loop, tasks in awaited.items():
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # it is closed: nobody waits there any more
                 loop.call_soon_threadsafe(_deliver, tasks)
 
     def _serve_or_fail(self, batch: list[_Task]) -> None:

@@ -30,7 +30,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from tbc.contract import check_amount, check_seconds
-from tbc.errors import HoldEndedError, InvalidContractError, OverrunError
+from tbc.errors import HoldEndedError, InvalidContractError, OverrunError, StoreError
 from tbc.holds import AsCurrent
 from tbc.streams import AsyncStream, Stream, follow, follow_async
 
@@ -437,8 +437,8 @@ class Call:
                 usage = chunks.so_far(self.input_tokens, self.streamed_tokens)
                 self._settle(None, usage.tokens, usage.all_output, usage, result=result)
         except BaseException as error:
-            self._settle_whole()
             _attach_result(error, result)
+            self._settle_whole()
             raise
 
     def abandon(self) -> None:
@@ -469,14 +469,15 @@ class Call:
         try:
             self._read_and_settle(result)
         except BaseException as error:
-            self._settle_whole()
             _attach_result(error, result)
+            self._settle_whole()
             raise
 
     def _settle_whole(self) -> None:
         """Book the whole hold, if something unforeseen has kept it from being settled."""
         if self.hold.state in ("open", "expired"):
-            self.hold.settle(estimated=True)
+            with contextlib.suppress(StoreError):  # if nothing can be written, its owner can settle it later
+                self.hold.settle(estimated=True)
 
     def _read_and_settle(self, result: Any) -> None:
         from tbc.usage import Usage, read_usage

@@ -10,7 +10,7 @@ import json
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -137,10 +137,12 @@ class StoredDesk:
     def close(self) -> None:
         """Serve what waits, and let go of the store. Open holds stay in it."""
         _OPEN.discard(self)
+        if self._clerk.is_elsewhere:
+            return
         self._sweeper.stop()
         self.bring_home()
+        self._threads.shutdown()
         self._clerk.close()
-        self._threads.shutdown(wait=False)
         if self._owns_store:
             self._store.close()
 
@@ -151,6 +153,9 @@ class StoredDesk:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("cannot pickle a manager: open one on the same store in the other process")
 
     # -- operations ----------------------------------------------------------------------------------------
 
@@ -237,14 +242,18 @@ class StoredDesk:
         self, work: Callable[..., Any], *values: Any, undo: Callable[[Any], Any] | None = None
     ) -> Any:
         """Await what may wait for the store, done in a thread. If nobody waits any more, it is undone."""
-        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
-        doing = loop.run_in_executor(self._threads, context.run, work, *values)
+        context = contextvars.copy_context()
+        doing = self._threads.submit(context.run, work, *values)
         try:
-            return await asyncio.shield(doing)
+            return await asyncio.shield(asyncio.wrap_future(doing))
         except asyncio.CancelledError:
-            if undo is not None:
-                doing.add_done_callback(lambda done: done.exception() or undo(done.result()))
+            if undo is not None and not doing.cancel():
+                doing.add_done_callback(partial(self._undo, undo))
             raise
+
+    def _undo(self, undo: Callable[[Any], Any], done: Future[Any]) -> None:
+        if done.exception() is None:
+            self._clerk.later(partial(undo, done.result()))
 
 
 def _operation(name: str) -> Callable[..., Any]:
@@ -322,7 +331,7 @@ class _Sweeper:
                 with contextlib.suppress(StoreError):  # the next operation says it
                     manager._clerk.run(partial(_look, manager))
             manager.bring_home()
-            del manager
+            del manager  # while it waits, it keeps nobody alive
 
 
 def _look(manager: Any) -> None:

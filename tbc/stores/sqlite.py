@@ -39,6 +39,7 @@ from tbc.errors import (
     StoreMissingError,
 )
 from tbc.stores import schema, statements
+from tbc.stores.file_lock import FileLock
 from tbc.stores.rows import (
     EventRow,
     Mark,
@@ -102,6 +103,7 @@ class SqliteStore(Store):
         self._writing = False
         with self._typed():
             self._find_or_make(create)
+            self._queue = FileLock(self.path)
             connection = self._connect()
             try:
                 self._ledger_id = self._check_and_migrate(connection)
@@ -143,8 +145,12 @@ class SqliteStore(Store):
                 raise self._error(
                     "a transaction is open in this thread", "Write in that one; do not nest them"
                 )
-            with self._typed():
-                connection.execute(schema.BEGIN)
+            with self._typed(), self._queue.hold(self._busy_ms / 1000) as left_s:
+                connection.set_busy_timeout(int(left_s * 1000))
+                try:
+                    connection.execute(schema.BEGIN)
+                finally:
+                    connection.set_busy_timeout(self._busy_ms)
                 self._writing = True
                 writer = SqliteWriter(self.path, self._ledger_id, connection)
                 try:
@@ -169,7 +175,7 @@ class SqliteStore(Store):
             known = _meta(connection, "boot")
             if known is not None and boot and known.startswith(boot):
                 return float(known.removeprefix(boot)) + now
-            ahead = time.time() - now
+            ahead = max(time.time(), _one(connection, schema.LAST_AT) or 0.0) - now
             connection.execute(schema.PUT_META, ("boot", f"{boot}{ahead!r}"))
             return ahead + now
 
@@ -262,6 +268,7 @@ class SqliteStore(Store):
                         connection.wal_checkpoint("main", self._apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 finally:
                     connection.close(True)
+                    self._queue.close()
 
     def __repr__(self) -> str:
         return f"<SqliteStore {self.path!r}>"

@@ -110,6 +110,7 @@ def test_folder_file_log_and_backup_are_readable_by_their_owner_alone(store, tmp
     assert modes == {
         "deep": 0o700,
         "deep/books.db": 0o600,
+        "deep/books.db.lock": 0o600,
         "deep/books.db-wal": 0o600,
         "deep/books.db-shm": 0o600,
         "copies": 0o700,
@@ -164,7 +165,7 @@ def test_close_empties_the_log_and_may_be_repeated(store):
     fill(store)
     store.close()
     store.close()
-    assert [path.name for path in Path(store.path).parent.iterdir()] == ["books.db"]
+    assert {path.name for path in Path(store.path).parent.iterdir()} == {"books.db", "books.db.lock"}
     with pytest.raises(StoreError, match="closed"):
         store.pools()
 
@@ -203,7 +204,7 @@ def test_a_file_that_is_made_by_two_at_once_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", late)
     with SqliteStore(path) as store:
         assert [pool.pool for pool in store.pools()] == ["p"]
-    assert [each.name for each in tmp_path.iterdir()] == ["books.db"]
+    assert {each.name for each in tmp_path.iterdir()} == {"books.db", "books.db.lock"}
 
 
 def test_others_that_write_for_too_long_are_named_as_busy(store):
@@ -226,7 +227,7 @@ def test_a_backup_is_the_same_books_of_another_epoch(store, tmp_path):
         assert copy.verify() == store.verify()
         assert copy.info().ledger_id == store.info().ledger_id
         assert (copy.info().epoch, store.info().epoch) == (1, 0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.db", "deep"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.db", "copy.db.lock", "deep"]
 
 
 def test_a_new_version_of_the_tables_is_applied_once_or_not_at_all(store, monkeypatch):

@@ -264,7 +264,7 @@ def test_news_are_what_was_written_since_a_mark(store):
     assert (mark.version, mark.seq) == (first.version + 1, 6)
     assert store.news("p", Mark()).lines == (*LINES, line)
     assert store.news("other", Mark()) == News(Mark(), (), (), (), ())
-    with pytest.raises(StoreStaleError, match="had come to line 7"):
+    with pytest.raises(StoreStaleError, match="does not go on from line 7"):
         store.news("p", Mark(9, 7, b""))
 
 
