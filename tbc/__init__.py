@@ -33,6 +33,7 @@ from tbc.errors import (
     HoldEndedError,
     InvalidAmountError,
     InvalidContractError,
+    InvalidPolicyError,
     InvalidPriceError,
     KeyConflictError,
     ManagedLedgerError,
@@ -59,7 +60,7 @@ from tbc.reallocator import Reallocator, Rebalance
 from tbc.tree import Account
 
 if TYPE_CHECKING:
-    from tbc import events, tokens
+    from tbc import events, policy, tokens
     from tbc.clearing import Clearing, clear
     from tbc.run_errors import (
         ResultNotKeptError,
@@ -98,6 +99,7 @@ __all__ = [
     "HoldEndedError",
     "InvalidAmountError",
     "InvalidContractError",
+    "InvalidPolicyError",
     "InvalidPriceError",
     "KeyConflictError",
     "Kind",
@@ -142,6 +144,7 @@ __all__ = [
     "events",
     "execute",
     "forget_task",
+    "policy",
     "print_summary",
     "render_summary",
     "tokens",
@@ -168,6 +171,7 @@ _LATER = {
     "events": "tbc.events",
     "execute": "tbc.runs.tasks",
     "forget_task": "tbc.runs.tasks",
+    "policy": "tbc.policy",
     "print_summary": "tbc.runs.tasks",
     "render_summary": "tbc.runs.tasks",
     "tokens": "tbc.tokens",

@@ -22,6 +22,7 @@
      │    ├── StoreMissingError                there is no file, or no longer
      │    └── StoreStaleError                  another process has written: load again
      ├── InvalidPriceError      (ValueError)   a price, or a policy for prices, that cannot be read
+     ├── InvalidPolicyError     (ValueError)   a tier policy with problems, all of them
      ├── UnknownPriceError      (ValueError)   nobody knows what this model costs
      └── BudgetExceededError                   a refusal: the amount cannot be covered
           ├── GateClosedError                  a refusal: the agent is confident enough
@@ -55,6 +56,7 @@ __all__ = [
     "HoldEndedError",
     "InvalidAmountError",
     "InvalidContractError",
+    "InvalidPolicyError",
     "InvalidPriceError",
     "KeyConflictError",
     "ManagedLedgerError",
@@ -296,6 +298,26 @@ class InvalidPriceError(TBCError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class InvalidPolicyError(TBCError, ValueError):
+    """A tier policy that cannot be used as it is.
+
+    Parameters
+    ----------
+    policy : str
+        Its name, or that of its file.
+    problems : sequence of (str, str)
+        All of them: the path of the key (empty: the policy as a whole), and what is wrong there.
+    """
+
+    def __init__(self, policy: str, problems: Sequence[tuple[str, str]]) -> None:
+        super().__init__(policy, tuple(problems))
+        self.policy = policy
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        return "\n".join(": ".join(filter(None, (self.policy, *problem))) for problem in self.problems)
 
 
 class UnknownPriceError(TBCError, ValueError):
