@@ -10,6 +10,7 @@ docs/policy.md shows how it is used.
 
 Examples
 --------
+>>> from tbc.policy import V1
 >>> choice = evaluate(V1, "plan", remaining=10**9, total=2 * 10**9, sla_ms=300)
 >>> choice.tier, choice.reason
 ('standard', 'planning_standard_sla_constrained: step == plan and sla_ms >= 200 and budget_share >= 0.25 \

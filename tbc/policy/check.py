@@ -15,7 +15,9 @@ from typing import Final, Literal
 
 import attrs
 
+from tbc.axes import USD, format_amount
 from tbc.errors import InvalidPolicyError
+from tbc.money import to_nano
 from tbc.policy.cells import Axes, Budget, Cell, cut, situation
 from tbc.policy.conditions import Situation
 from tbc.policy.rules import Rule, Tier, fit
@@ -253,7 +255,8 @@ def _unordered(tiers: Sequence[Tier]) -> Iterator[Finding]:
 def _dearer(one: Tier, other: Tier) -> str:
     """Return in which respect the first tier is the dearer one; empty if in none."""
     if one.cost_usd is not None and other.cost_usd is not None:
-        return f"${one.cost_usd:f} a call" if one.cost_usd > other.cost_usd else ""
+        cost = format_amount(USD, to_nano("cost_usd", one.cost_usd))
+        return f"{cost} a call" if one.cost_usd > other.cost_usd else ""
     if one.price is None or other.price is None:
         return "one has a cost of its own, the other a price; give all a cost, or all a price"
     starts = {0, *(tier.above + 1 for price in (one.price, other.price) for tier in price.tiers)}
