@@ -42,6 +42,11 @@ class Budget:
     #: ``None``: nothing of nothing.
     share: Value
 
+    @property
+    def is_debt(self) -> bool:
+        """Whether less than nothing is left."""
+        return isinstance(self.share, (Fraction, float)) and self.share < 0
+
     def amounts(self, parts: int = 1) -> tuple[int | None, int | None] | None:
         """Return what is left, and the total, of such a budget; ``None`` if there is none.
 
@@ -50,7 +55,7 @@ class Budget:
         if self.low is None:
             return None, None
         if self.high == 0:
-            return (0 if self.share is None else -1), 0
+            return (0 if self.share is None else -MAX_AMOUNT), 0
         assert isinstance(self.share, Fraction)
         parts = math.lcm(parts, self.share.denominator)
         total = min(-(-_EXAMPLE // parts) * parts, self.high // parts * parts)
@@ -134,7 +139,8 @@ def _values(budget: Budget) -> dict[str, Value]:
 def _budgets(totals: list[Fraction], shares: list[Fraction]) -> tuple[list[Budget], list[tuple[int, int]]]:
     """Return the budgets, and which are next to each other.
 
-    A budget is smaller if less is left of the same total, or the same share of a smaller total.
+    A budget is smaller if less is left of the same total, or the same share of a smaller total. (Of a debt,
+    the same share of a smaller total is the smaller debt.)
     """
     parts = _reals([*shares, Fraction(0)])
     starts = _starts([bound * NANO for bound in totals], 1)
@@ -148,7 +154,7 @@ def _budgets(totals: list[Fraction], shares: list[Fraction]) -> tuple[list[Budge
                 budgets.append(budget)
     pairs = [(0, 1)]
     for (row, column), place in grid.items():
-        below = (grid.get((row - 1, column)), grid.get((row, column - 1)))
+        below = [grid.get((row, column - 1)), grid.get((row - 1, column)) if parts[column] >= 0 else None]
         pairs += [(less, place) for less in below if less is not None]
         pairs.append((0, place))
         if budgets[place].share == 0:

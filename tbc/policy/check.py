@@ -1,8 +1,9 @@
 """What is wrong with a rule set, found by trying every kind of input there is.
 
 The check is exact: the constants of the rules cut the inputs into finitely many cells (`tbc.policy.cells`),
-and every cell is tried, with the expected latencies that the tiers are configured with. Shares of totals of
-less than a few nano-dollars, which cannot be divided so, are the one thing it does not see.
+and every cell is tried, with the expected latencies that the tiers are configured with. What a call costs is
+not known: whoever owes nothing is supposed to afford every tier, and for SLAs every number of the cheapest
+ones. Shares of totals of a few nano-dollars, which cannot be divided so, are not tried.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Finding:
     message: str
     #: The rules concerned, by position; with two, the first decides where there is less.
     rules: tuple[int, ...] = ()
-    #: Inputs that show it, where every tier is affordable; with two, the first is the one with less.
+    #: Inputs that show it where every tier is affordable; with two, the first is the one with less.
     examples: tuple[Situation, ...] = ()
 
 
@@ -100,6 +101,8 @@ class _Check:
         self.axes = axes
         self.wanted = [_STOP if rule.tier is None else self.names.index(rule.tier) for rule in rules]
         self.wanted.append(_STOP)  # of the rule at -1, which is none
+        # How many tiers are affordable at most: whoever owes can afford none.
+        self.most = [0 if degrade and each.value.is_debt else len(tiers) for each in axes.budgets]
         self.found: dict[tuple[object, ...], Finding] = {}
         # By wanted tier, SLA, and how many tiers are affordable.
         self.given = {wanted: self._given(wanted) for wanted in {*self.wanted}}
@@ -153,13 +156,12 @@ class _Check:
                     self._note("too_slow", (rule,), (rule,), what, place, (budget, sla))
 
     def _by_budget(self, place: tuple[Cell, ...], table: list[list[int]]) -> None:
-        everything = len(self.names)
         for less, more in self.axes.less_and_more:
             for column, (one, other) in enumerate(zip(table[less], table[more], strict=True)):
                 if one == other:
                     continue
-                dearer = self.given[self.wanted[one]][column][everything]
-                cheaper = self.given[self.wanted[other]][column][everything]
+                dearer = self.given[self.wanted[one]][column][self.most[less]]
+                cheaper = self.given[self.wanted[other]][column][self.most[more]]
                 if dearer > cheaper:
                     what = f"less budget buys a dearer tier: {self._gives(one)}, {self._gives(other)}"
                     sla = self.axes.slas[column]
@@ -174,14 +176,14 @@ class _Check:
                     )
 
     def _by_sla(self, place: tuple[Cell, ...], table: list[list[int]]) -> None:
-        for budget, row in zip(self.axes.budgets, table, strict=True):
+        for budget, most, row in zip(self.axes.budgets, self.most, table, strict=True):
             for column, (one, other) in enumerate(itertools.pairwise(row)):
                 if one == other:
                     continue
                 tight = self.given[self.wanted[one]][column]
                 loose = self.given[self.wanted[other]][column + 1]
                 # Why from the end: what shows with all tiers affordable is plainer.
-                for count in range(len(self.names), -1, -1):
+                for count in range(most, -1, -1):
                     if self._latency(tight[count]) > self._latency(loose[count]):
                         what = f"a tighter SLA gets a slower tier: {self._gives(one)}, {self._gives(other)}"
                         if count < len(self.names):

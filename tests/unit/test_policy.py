@@ -409,6 +409,9 @@ LAST = rule("else", "cheap")
         ([rule("a", "premium", "budget_usd < 5"), LAST], "dearer_for_less", (0, 1)),
         ([rule("a", None, "budget_share > 0.4"), LAST], "dearer_for_less", (1, 0)),
         ([rule("a", "premium", "sla_ms < 900"), LAST], "slower_for_tighter", (0, 1)),
+        # Above every amount there is only: no SLA, no budget.
+        ([rule("a", None, "sla_ms > 9007199254740991"), LAST], "slower_for_tighter", (1, 0)),
+        ([rule("a", None, "budget_usd > 9007199.254740991"), LAST], "dearer_for_less", (1, 0)),
     ],
 )
 def test_a_planted_defect_is_found_and_nothing_else(rules, kind, places):
