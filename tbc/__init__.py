@@ -33,6 +33,7 @@ from tbc.errors import (
     HoldEndedError,
     InvalidAmountError,
     InvalidContractError,
+    InvalidPolicyError,
     InvalidPriceError,
     KeyConflictError,
     LeaseOpenError,
@@ -65,7 +66,7 @@ from tbc.reallocator import Reallocator, Rebalance
 from tbc.tree import Account
 
 if TYPE_CHECKING:
-    from tbc import events, tokens
+    from tbc import events, policy, tokens
     from tbc.away import Allowance
     from tbc.clearing import Clearing, clear
     from tbc.run_errors import (
@@ -106,6 +107,7 @@ __all__ = [
     "HoldEndedError",
     "InvalidAmountError",
     "InvalidContractError",
+    "InvalidPolicyError",
     "InvalidPriceError",
     "KeyConflictError",
     "Kind",
@@ -156,6 +158,7 @@ __all__ = [
     "events",
     "execute",
     "forget_task",
+    "policy",
     "print_summary",
     "render_summary",
     "tokens",
@@ -183,6 +186,7 @@ _LATER = {
     "events": "tbc.events",
     "execute": "tbc.runs.tasks",
     "forget_task": "tbc.runs.tasks",
+    "policy": "tbc.policy",
     "print_summary": "tbc.runs.tasks",
     "render_summary": "tbc.runs.tasks",
     "tokens": "tbc.tokens",

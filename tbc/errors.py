@@ -27,6 +27,7 @@
      │    ├── StoreAwayError                   cannot be reached: nothing was written
      │    └── StoreUnknownError                cut off: ask again with the same key
      ├── InvalidPriceError      (ValueError)   a price, or a policy for prices, that cannot be read
+     ├── InvalidPolicyError     (ValueError)   a tier policy with problems, all of them
      ├── UnknownPriceError      (ValueError)   nobody knows what this model costs
      └── BudgetExceededError                   a refusal: the amount cannot be covered
           ├── GateClosedError                  a refusal: the agent is confident enough
@@ -60,6 +61,7 @@ __all__ = [
     "HoldEndedError",
     "InvalidAmountError",
     "InvalidContractError",
+    "InvalidPolicyError",
     "InvalidPriceError",
     "KeyConflictError",
     "LeaseOpenError",
@@ -383,6 +385,26 @@ class InvalidPriceError(TBCError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class InvalidPolicyError(TBCError, ValueError):
+    """A tier policy that cannot be used as it is.
+
+    Parameters
+    ----------
+    policy : str
+        Its name, or that of its file.
+    problems : sequence of (str, str)
+        All of them: the path of the key (empty: the policy as a whole), and what is wrong there.
+    """
+
+    def __init__(self, policy: str, problems: Sequence[tuple[str, str]]) -> None:
+        super().__init__(policy, tuple(problems))
+        self.policy = policy
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        return "\n".join(": ".join(filter(None, (self.policy, *problem))) for problem in self.problems)
 
 
 class UnknownPriceError(TBCError, ValueError):

@@ -20,19 +20,17 @@ Examples
 
 from __future__ import annotations
 
-import functools
 import graphlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
-from typing import Any, Final, TypeVar
-
-import attrs
+from typing import Any, Final
 
 from tbc.contract import check_name
 from tbc.errors import InvalidAmountError, InvalidPriceError, TBCError
+from tbc.files import join, read_file, read_values
+from tbc.reading import Reading, hint, keys_of, said, shown
 from tbc.run_errors import WorkflowFileError
-from tbc.runs.files import SIZE_MAX, Problem, join, read_values
 from tbc.runs.references import Reference, find_references
 from tbc.runs.workflow import (
     Agent,
@@ -42,9 +40,6 @@ from tbc.runs.workflow import (
     Workflow,
     changed_steps,
     downstream,
-    hint,
-    nearest,
-    shown,
 )
 
 __all__ = [
@@ -58,8 +53,6 @@ __all__ = [
     "parse_workflow",
 ]
 
-_Record = TypeVar("_Record")
-
 
 def load_workflow(path: str | PathLike[str]) -> Workflow:
     """Read and check a workflow file: TOML if its name ends in ``.toml``, else YAML.
@@ -71,14 +64,9 @@ def load_workflow(path: str | PathLike[str]) -> Workflow:
     OSError
         If it cannot be read.
     """
-    with open(path, "rb") as file:
-        data = file.read(SIZE_MAX + 1)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        if len(data) <= SIZE_MAX:
-            raise WorkflowFileError(fspath(path), [("", f"is not UTF-8: byte {error.start}")]) from None
-        text = data.decode("latin-1")  # too large by the same number of bytes, which is what will be said
+    text, problems = read_file(path)
+    if problems:
+        raise WorkflowFileError(fspath(path), problems)
     return parse_workflow(text, fspath(path))
 
 
@@ -97,11 +85,11 @@ def parse_workflow(text: str, path: str = "workflow.yaml") -> Workflow:
     return workflow
 
 
-class _Reading:
-    """One reading of a file: every part is looked at, and every problem noted."""
+class _Reading(Reading):
+    """One reading of a workflow file."""
 
     def __init__(self) -> None:
-        self.problems: list[Problem] = []
+        super().__init__(_PLACES, _STAND_INS)
 
     def workflow(self, values: Any, path: str, source: str) -> Workflow | None:
         outline = self.record(values, Outline, "")
@@ -124,49 +112,6 @@ class _Reading:
             source=source,
         )
 
-    def record(self, value: Any, kind: type[_Record], path: str) -> _Record | None:
-        """Structure a mapping. With problems, return what is left without them, if that makes a record."""
-        from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
-
-        if not isinstance(value, dict):
-            self.note(path, f"must be a mapping, not {shown(value)}")
-            return None
-        known = _keys(kind)
-        given = {key: each for key, each in value.items() if each is not None or key not in known}
-        try:
-            return _converter().structure(given, kind)  # type: ignore[no-any-return]
-        except ClassValidationError as group:
-            for error in group.exceptions:
-                if isinstance(error, ForbiddenExtraKeysError):
-                    for key in sorted(error.extra_fields, key=list(value).index):
-                        self.unknown_key(path, key, value[key], known)
-                        del given[key]
-                    continue
-                name = next((note.name for note in _notes(error) if hasattr(note, "name")), "")
-                self.note(join(path, name) if name else path, _what(error))
-                given.pop(name, None)
-        # Why: the other keys may have problems with the rest of the file.
-        missing = {key: each for key, each in _STAND_INS.items() if key in known and key not in given}
-        try:
-            return _converter().structure({**missing, **given}, kind)  # type: ignore[no-any-return]
-        except ClassValidationError:
-            return None
-
-    def unknown_key(self, path: str, key: str, value: Any, known: list[str]) -> None:
-        here = join(path, key)
-        near = nearest(key, known, 0.75)
-        inner = [name for name in value if name in _PLACES] if isinstance(value, dict) else []
-        if near is None and inner:
-            for name in inner:
-                self.note(join(here, name), f"unknown key; did you mean {_PLACES[name]}?")
-            return
-        near = near or _PLACES.get(key) or nearest(key, known, 0.45)
-        if near is None:
-            place = nearest(key, _PLACES, 0.75)
-            near = _PLACES[place] if place else None
-        said = f"did you mean {near}?" if near else f"known are {', '.join(known)}"
-        self.note(here, f"unknown key; {said}")
-
     def agents(self, value: dict[str, Any]) -> dict[str, Agent]:
         agents: dict[str, Agent] = {}
         for name, terms in value.items():
@@ -180,7 +125,7 @@ class _Reading:
                 if len(self.problems) == so_far:
                     agent.contract(name)
             except InvalidAmountError as error:  # terms that contradict each other
-                self.note(join(path, error.name), _what(error))
+                self.note(join(path, error.name), said(error))
             except TBCError as error:
                 self.note(path, str(error))
             if agent.parent is not None and agent.parent not in value:
@@ -199,7 +144,7 @@ class _Reading:
             except InvalidPriceError as error:
                 self.note(_path(model, error.path), error.reason)
             except InvalidAmountError as error:
-                self.note(_path(model, error.name), _what(error))
+                self.note(_path(model, error.name), said(error))
         if unknown_price is None or len(self.problems) > so_far:
             return
         try:
@@ -207,7 +152,7 @@ class _Reading:
         except InvalidPriceError as error:
             self.note("unknown_price", error.reason)
         except InvalidAmountError as error:
-            self.note("unknown_price", _what(error))
+            self.note("unknown_price", said(error))
 
     def steps(self, value: list[Any], agents: list[str]) -> list[Step]:
         if not value:
@@ -250,37 +195,13 @@ class _Reading:
             nodes = error.args[1]
             self.note(path, f"a cycle, each {relation} the next: {' -> '.join(nodes)}")
 
-    def note(self, path: str, what: str) -> None:
-        self.problems.append((path, what))
-
-
-@functools.cache
-def _converter() -> Any:
-    """Make the converter: each key is read as its record declares, keys that it does not know are refused."""
-    import cattrs
-    from cattrs.gen import make_dict_structure_fn, override
-
-    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
-
-    def hook(read: Callable[[object], Any]) -> Any:
-        return override(struct_hook=lambda value, _: read(value))
-
-    for kind in (Outline, Limits, Agent, Step):
-        reads = {one.name: hook(one.metadata["read"]) for one in attrs.fields(kind)}
-        converter.register_structure_hook(kind, make_dict_structure_fn(kind, converter, **reads))
-    return converter
-
-
-def _keys(kind: type) -> list[str]:
-    return [one.name for one in attrs.fields(kind)]
-
 
 #: Where each key belongs, for those who put it elsewhere.
 _PLACES: Final = {
-    **{name: f"steps[].{name}" for name in _keys(Step)},
-    **{name: f"agents.NAME.{name}" for name in _keys(Agent)},
-    **{name: f"limits.{name}" for name in _keys(Limits)},
-    **{name: name for name in _keys(Outline)},
+    **{name: f"steps[].{name}" for name in keys_of(Step)},
+    **{name: f"agents.NAME.{name}" for name in keys_of(Agent)},
+    **{name: f"limits.{name}" for name in keys_of(Limits)},
+    **{name: name for name in keys_of(Outline)},
 }
 
 
@@ -312,18 +233,6 @@ def _wrong_reference(reference: Reference | str, ids: list[str], *, has_item: bo
     if reference.step not in ids:
         return f"{{{{ {reference} }}}}: {_nobody('step', reference.step, ids)}"
     return None
-
-
-def _notes(error: BaseException) -> list[Any]:
-    return getattr(error, "__notes__", [])
-
-
-def _what(error: BaseException) -> str:
-    if isinstance(error, KeyError):
-        return "is missing"
-    if isinstance(error, InvalidAmountError):
-        return f"must be {error.rule}, not {shown(error.value)}"
-    return str(error)
 
 
 def _nobody(kind: str, name: str, names: Iterable[str]) -> str:

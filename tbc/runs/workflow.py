@@ -13,17 +13,17 @@ import itertools
 import json
 import keyword
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import attrs
 from attrs import field, frozen
 
-from tbc.contract import BudgetContract, check_amount, check_fraction
+from tbc.contract import BudgetContract, check_fraction
 from tbc.errors import InvalidAmountError
 from tbc.money import to_nano, to_usd, usd_decimal
+from tbc.reading import a_list, a_mapping, amount, by, hint, one_of, shown, text
 from tbc.runs.references import Reference, find_references, whole_reference
 
 __all__ = [
@@ -34,54 +34,9 @@ __all__ = [
     "Workflow",
     "changed_steps",
     "downstream",
-    "hint",
-    "nearest",
-    "shown",
 ]
 
-# --- words for messages -----------------------------------------------------------------------------------
-
-
-def nearest(name: str, names: Iterable[str], cutoff: float) -> str | None:
-    """Return the name most like `name`, if one is a letter off or as like as `cutoff` (0 to 1) asks."""
-    plain = {each.lower().replace("-", "_"): each for each in names}
-    name = name.lower().replace("-", "_")
-    found = get_close_matches(name, [each for each in plain if _one_letter_off(name, each)], n=1, cutoff=0.01)
-    found = found or get_close_matches(name, plain, n=1, cutoff=cutoff)
-    return plain[found[0]] if found else None
-
-
-def _one_letter_off(one: str, other: str) -> bool:
-    pairs = enumerate(zip(one, other, strict=False))
-    start = next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
-    one, other = one[start:], other[start:]
-    swapped = one[:2] == other[:2][::-1] and one[2:] == other[2:]
-    return one[1:] == other[1:] or one[1:] == other or one == other[1:] or swapped
-
-
-def hint(value: object, names: Iterable[str]) -> str:
-    """Return the end of a message that says what was probably meant; empty if nothing comes near."""
-    near = nearest(value, names, 0.5) if isinstance(value, str) else None
-    return f"; did you mean {near}?" if near else ""
-
-
-def shown(value: object) -> str:
-    """Return a value as a message shows it."""
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-# --- how a value of the file is read; each reader raises ValueError with what the value must be -----------
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"must be text, not {shown(value)}")
-    return value
-
-
-def _amount(least: int) -> Callable[[object], int]:
-    return lambda value: check_amount("amount", value, least=least)
+# --- how a value of the file is read, beside the readers of tbc.reading ---------------------------------
 
 
 def _usd(value: object) -> Decimal:
@@ -110,7 +65,7 @@ def _part(value: object) -> Decimal:
 
 
 def _thresholds(value: object) -> tuple[Decimal, ...]:
-    parts = tuple(_part(each) for each in _list(value))
+    parts = tuple(_part(each) for each in a_list(value))
     if 0 in parts or any(b <= a for a, b in itertools.pairwise(parts)):
         raise ValueError(f"must ascend, each above 0 and at most 1, not {shown(value)}")
     return parts
@@ -126,27 +81,6 @@ def _fallback_when(value: object) -> Decimal | str:
     return _part(value)
 
 
-def _one_of(*choices: str) -> Callable[[object], str]:
-    def read(value: object) -> str:
-        if value not in choices or not isinstance(value, str):
-            raise ValueError(f"must be {' or '.join(choices)}, not {shown(value)}{hint(value, choices)}")
-        return value
-
-    return read
-
-
-def _list(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f"must be a list, not {shown(value)}")
-    return value
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"must be a mapping, not {shown(value)}")
-    return value
-
-
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -157,7 +91,7 @@ def _step_id(value: object) -> str:
 
 
 def _step_ids(value: object) -> tuple[str, ...]:
-    return tuple(_step_id(each) for each in _list(value))
+    return tuple(_step_id(each) for each in a_list(value))
 
 
 def _call(value: object) -> str:
@@ -180,11 +114,6 @@ def _as_is(value: object) -> object:
     return value
 
 
-def _by(read: Callable[[object], Any]) -> dict[str, Any]:
-    """Declare how the value of a key is read."""
-    return {"read": read}
-
-
 # --- records ------------------------------------------------------------------------------------------
 
 
@@ -192,15 +121,13 @@ def _by(read: Callable[[object], Any]) -> dict[str, Any]:
 class Limits:
     """What the whole run may spend. ``None`` is no limit; 0 refuses everything."""
 
-    budget_usd: Decimal | None = field(default=None, metadata=_by(_usd))
-    budget_tokens: int | None = field(default=None, metadata=_by(_amount(0)))
+    budget_usd: Decimal | None = field(default=None, metadata=by(_usd))
+    budget_tokens: int | None = field(default=None, metadata=by(amount(0)))
     #: ``"audit"`` reports what it would have refused; ``"enforce"`` refuses.
-    budget_mode: Literal["audit", "enforce"] = field(
-        default="audit", metadata=_by(_one_of("audit", "enforce"))
-    )
+    budget_mode: Literal["audit", "enforce"] = field(default="audit", metadata=by(one_of("audit", "enforce")))
     #: Parts of the budget at which the run warns, once each.
     warn_at: tuple[Decimal, ...] = field(
-        default=(Decimal("0.5"), Decimal("0.8"), Decimal("1.0")), metadata=_by(_thresholds)
+        default=(Decimal("0.5"), Decimal("0.8"), Decimal("1.0")), metadata=by(_thresholds)
     )
 
 
@@ -208,17 +135,17 @@ class Limits:
 class Agent:
     """The terms of an agent's contract; see `tbc.BudgetContract`. No cap is set unless the file sets one."""
 
-    priority: int = field(default=1, metadata=_by(_amount(1)))
-    max_tokens: int | None = field(default=None, metadata=_by(_amount(0)))
-    max_usd: Decimal | None = field(default=None, metadata=_by(_usd))
-    max_calls: int | None = field(default=None, metadata=_by(_amount(0)))
-    min_reserve: int | None = field(default=None, metadata=_by(_amount(0)))
-    min_reserve_usd: Decimal | None = field(default=None, metadata=_by(_usd))
+    priority: int = field(default=1, metadata=by(amount(1)))
+    max_tokens: int | None = field(default=None, metadata=by(amount(0)))
+    max_usd: Decimal | None = field(default=None, metadata=by(_usd))
+    max_calls: int | None = field(default=None, metadata=by(amount(0)))
+    min_reserve: int | None = field(default=None, metadata=by(amount(0)))
+    min_reserve_usd: Decimal | None = field(default=None, metadata=by(_usd))
     confidence_threshold: float | None = field(
-        default=None, metadata=_by(lambda value: check_fraction("confidence_threshold", value))
+        default=None, metadata=by(lambda value: check_fraction("confidence_threshold", value))
     )
     #: The agent above; ``None``: the run.
-    parent: str | None = field(default=None, metadata=_by(_text))
+    parent: str | None = field(default=None, metadata=by(text))
 
     def contract(self, name: str) -> BudgetContract:
         """Return the contract that an agent of that name signs."""
@@ -230,22 +157,22 @@ class Agent:
 class Step:
     """One step: a function to call for an agent, once or for each item of a list."""
 
-    id: str = field(metadata=_by(_step_id))
+    id: str = field(metadata=by(_step_id))
     #: Who pays.
-    agent: str = field(metadata=_by(_text))
+    agent: str = field(metadata=by(text))
     #: ``"package.module:function"``.
-    call: str = field(metadata=_by(_call))
-    model: str | None = field(default=None, metadata=_by(_text))
-    max_output_tokens: int | None = field(default=None, metadata=_by(_amount(1)))
+    call: str = field(metadata=by(_call))
+    model: str | None = field(default=None, metadata=by(text))
+    max_output_tokens: int | None = field(default=None, metadata=by(amount(1)))
     #: What the function is given; texts may hold references.
-    input: Any = field(default=None, metadata=_by(_as_is))
+    input: Any = field(default=None, metadata=by(_as_is))
     #: Steps that must have finished, besides those that the references name.
-    after: tuple[str, ...] = field(default=(), metadata=_by(_step_ids))
+    after: tuple[str, ...] = field(default=(), metadata=by(_step_ids))
     #: A list, or a reference to one.
-    for_each: list[Any] | str | None = field(default=None, metadata=_by(_items))
-    fallback_model: str | None = field(default=None, metadata=_by(_text))
+    for_each: list[Any] | str | None = field(default=None, metadata=by(_items))
+    fallback_model: str | None = field(default=None, metadata=by(text))
     #: ``"short"``: when the model itself does not fit; a number: from this part of the budget on.
-    fallback_when: Decimal | Literal["short"] | None = field(default=None, metadata=_by(_fallback_when))
+    fallback_when: Decimal | Literal["short"] | None = field(default=None, metadata=by(_fallback_when))
 
     def __attrs_post_init__(self) -> None:
         if self.fallback_model is not None and self.fallback_when is None:
@@ -274,12 +201,12 @@ class Step:
 class Outline:
     """The keys of the file itself."""
 
-    name: str = field(metadata=_by(_text))
-    limits: dict[str, Any] = field(factory=dict, metadata=_by(_mapping))
-    agents: dict[str, Any] = field(metadata=_by(_mapping))
-    prices: dict[str, Any] = field(factory=dict, metadata=_by(_mapping))
-    steps: list[Any] = field(metadata=_by(_list))
-    unknown_price: Decimal | str = field(default="refuse", metadata=_by(_unknown_price))
+    name: str = field(metadata=by(text))
+    limits: dict[str, Any] = field(factory=dict, metadata=by(a_mapping))
+    agents: dict[str, Any] = field(metadata=by(a_mapping))
+    prices: dict[str, Any] = field(factory=dict, metadata=by(a_mapping))
+    steps: list[Any] = field(metadata=by(a_list))
+    unknown_price: Decimal | str = field(default="refuse", metadata=by(_unknown_price))
 
 
 @frozen(kw_only=True)

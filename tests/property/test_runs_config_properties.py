@@ -99,10 +99,19 @@ def toml_file(file: dict[str, Any]) -> str:
     return "".join(f"{key} = {as_toml(each)}\n" for key, each in file.items())
 
 
+class QuotingDumper(yaml.SafeDumper):
+    """Puts all text in quotes: PyYAML leaves 08 without, which YAML 1.2 reads as a number."""
+
+
+QuotingDumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+)
+
+
 @given(files())
 def test_both_notations_say_the_same_and_the_text_says_it_again(file):
     toml = parse_workflow(toml_file(file), "w.toml")
-    written = yaml.safe_dump(file, allow_unicode=True, sort_keys=False)
+    written = yaml.dump(file, Dumper=QuotingDumper, allow_unicode=True, sort_keys=False)
     again = parse_workflow(written)
 
     assert again == toml

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tbc.errors import TBCError
+from tbc.files import DEPTH_MAX, SIZE_MAX
 from tbc.run_errors import UnresolvedReferenceError, WorkflowFileError
 from tbc.runs.config import changed_steps, downstream, load_workflow, parse_workflow
-from tbc.runs.files import DEPTH_MAX, SIZE_MAX
 from tbc.runs.references import Reference, find_references, render
 from tbc.runs.workflow import Agent, Limits
 

@@ -1,4 +1,4 @@
-"""The text of a workflow file, YAML or TOML, to plain values.
+"""Files of people, YAML or TOML, to plain values.
 
 YAML is read by the rules of YAML 1.2: only ``true`` and ``false`` are yes and no, ``no`` and ``12:30`` are
 text, and so are dates (TOML's dates become text). What PyYAML would let pass is refused: a key given twice,
@@ -11,9 +11,10 @@ import datetime
 import functools
 import math
 import re
+from os import PathLike
 from typing import Any, Final
 
-__all__ = ["DEPTH_MAX", "SIZE_MAX", "VALUES_MAX", "Problem", "read_values"]
+__all__ = ["DEPTH_MAX", "SIZE_MAX", "VALUES_MAX", "Problem", "join", "read_file", "read_values"]
 
 #: A path within the file (empty: the file) and what is wrong there.
 Problem = tuple[str, str]
@@ -27,6 +28,24 @@ DEPTH_MAX: Final = 64
 
 _TOO_MANY = f"holds more than {VALUES_MAX:,} values once its aliases are unfolded"
 _TOO_DEEP = f"lists and mappings lie more than {DEPTH_MAX} deep"
+
+
+def read_file(path: str | PathLike[str]) -> tuple[str, list[Problem]]:
+    """Return the text of a file, or why it has none; no more of it is read than a file may be large.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    with open(path, "rb") as file:
+        data = file.read(SIZE_MAX + 1)
+    try:
+        return data.decode("utf-8-sig"), []
+    except UnicodeDecodeError as error:
+        if len(data) <= SIZE_MAX:
+            return "", [("", f"is not UTF-8: byte {error.start}")]
+        return data.decode("latin-1"), []  # too large by the same number of bytes, which is what will be said
 
 
 def read_values(text: str, *, toml: bool) -> tuple[Any, list[Problem]]:
