@@ -38,7 +38,7 @@ from tbc.errors import (
 from tbc.stores import SqliteStore, schema
 from tbc.stores.opening import open_store
 from tbc.testing import check_books
-from tests.fault.processes import DEEP, Program
+from tests.fault.processes import DEEP, Program, eventually
 from tests.fault.worker import Worker
 
 ONLY_SQLITE = "what is done to the file is done to a file of SQLite"
@@ -93,16 +93,6 @@ def locked(path):
     finally:
         connection.execute("ROLLBACK")
         connection.close()
-
-
-def eventually(truth, seconds=15.0):
-    """Return whether it becomes true soon."""
-    ends = time.monotonic() + seconds
-    while not truth():
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def comes_to_rest(manager):
@@ -236,6 +226,24 @@ def test_fault_08_settle_after_expiry(url, manage):
     assert [entry.kind for entry in other.ledger.entries()][-2:] == ["late_settle", "draw"]
     with pytest.raises(HoldEndedError):
         hold.settle(81)
+
+
+def test_fault_08_late_by_whoever_got_it_under_its_key(manage):
+    """An expired hold that is had again under its key is still one hold: it is booked once."""
+    clock = tbc.clock.ManualClock(1_000.0)
+    manager, other = manage(max_tokens=1000, clock=clock), manage(clock=clock)
+    manager.register_agent("a", max_tokens=0)
+    hold = manager.hold("a", 100, expires_s=5, key="k")
+    other.used()  # it knows the hold as an open one
+    clock.advance(6)
+    other.used()
+    again, third = (other.hold("a", 100, expires_s=5, key="k") for _ in range(2))
+    assert again.settle(80).late
+    for each in (again, third, hold, manage(clock=clock).hold("a", 100, expires_s=5, key="k")):
+        assert each.settle(80).repeated
+        with pytest.raises(HoldEndedError):
+            each.settle(81)
+    assert spent(manager) == spent(other) == 80
 
 
 @pytest.mark.parametrize("rival", ["void", "sweep"])
