@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from tbc.errors import StoreError, StoreStaleError
 
 if TYPE_CHECKING:
-    from tbc.keeper import Keeper
+    from tbc.keeper import Changes, Keeper
     from tbc.ledger import Ledger
 
 __all__ = ["Clerk"]
@@ -96,6 +96,7 @@ class Clerk:
         self._desk = threading.Lock()
         self._serving: int | None = None  # the thread that serves
         self._torn = False  # whether memory may be neither what is kept nor ahead of it
+        self._sent: tuple[Changes, Any] | None = None  # what is being written, and the writer
         self._closed = False
         self._pid = os.getpid()
         self._awaited = threading.Semaphore(0)
@@ -207,10 +208,13 @@ class Clerk:
         try:
             self._serve_or_fail(batch)
         except BaseException:
-            self._queue.extendleft(reversed(batch))
+            self._queue.extendleft(task for task in reversed(batch) if not task.done)
             raise
         finally:
             self._serving = None
+        self._answer(batch)
+
+    def _answer(self, batch: list[_Task]) -> None:
         for task in batch:
             task.done = True
         awaited = [task for task in batch if task.future is not None]
@@ -251,14 +255,33 @@ class Clerk:
                     raise
                 optimistic = False
             except BaseException:
-                with self._ledger.lock:
-                    self._keeper.undo()
-                self._torn = False
+                if self._was_kept():
+                    self._torn = False
+                    self._answer(batch)
+                else:
+                    with self._ledger.lock:
+                        self._keeper.undo()
+                    self._torn = False
                 raise
+
+    def _was_kept(self) -> bool:
+        """Return whether what was interrupted had been committed already; remember it then."""
+        sent, self._sent = self._sent, None
+        if sent is None or not sent[0].lines:  # what wrote no line may happen again
+            return False
+        changes, end = sent[0], sent[1].mark(self._pool)
+        try:
+            self._store.news(self._pool, end)
+        except StoreError:  # the journal has no such line
+            return False
+        with self._ledger.lock:
+            self._keeper.kept(changes, end)
+        return True
 
     def _transact(self, batch: list[_Task], optimistic: bool) -> None:
         keeper, pool = self._keeper, self._pool
         at = keeper.mark if optimistic else None
+        self._sent = None
         with self._store.transaction(pool, at=at) as writer:
             if writer.mark(pool) != keeper.mark:
                 self._follow()
@@ -268,11 +291,13 @@ class Clerk:
                 changes = keeper.changes()
             if changes:
                 keeper.write(writer, changes)
+                self._sent = changes, writer
             elif optimistic and not self._store.locks_first and self._follow():
                 raise StoreStaleError(self._store.path, "the pool has moved on", "Ask again")
         if changes:
             with self._ledger.lock:
                 keeper.kept(changes, writer.mark(pool))
+                self._sent = None
 
     def _follow(self) -> bool:
         """Let memory follow the store; whether there was anything new."""

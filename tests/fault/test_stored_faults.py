@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 import tbc
+from tbc.clerk import _Task as Task
 from tbc.errors import (
     BudgetExceededError,
     HoldEndedError,
@@ -445,6 +446,31 @@ def test_fault_13_a_stream_that_is_dropped_or_interrupted(manager):
         before = spent(manager)
         assert comes_to_rest(manager)
         assert 0 < spent(manager) <= before + 50
+    check_books(manager)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_fault_13_an_interrupt_around_the_commit(manager, monkeypatch, committed):
+    """What others had done in the same transaction is done once, whether it had been kept or not."""
+    transaction, interrupts = manager._store.transaction, [KeyboardInterrupt]
+
+    @contextlib.contextmanager
+    def interrupted(*args, **how):
+        with transaction(*args, **how) as writer:
+            yield writer
+            if interrupts and not committed:
+                raise interrupts.pop()
+        if interrupts:
+            raise interrupts.pop()
+
+    monkeypatch.setattr(manager._store, "transaction", interrupted)
+    other = Task(lambda: manager.record_usage("b", 5))  # of another thread, which waits for the desk
+    manager._clerk._queue.append(other)
+    with pytest.raises(KeyboardInterrupt):
+        manager.record_usage("a", 7)
+    assert other.done is committed
+    assert spent(manager, "b") == 5 and other.done and other.outcome() is None
+    assert spent(manager) == (7 if committed else 0)
     check_books(manager)
 
 
