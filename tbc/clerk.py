@@ -24,7 +24,7 @@ from tbc.clock import system_clock
 from tbc.errors import StoreAwayError, StoreError, StoreStaleError
 
 if TYPE_CHECKING:
-    from tbc.keeper import Keeper
+    from tbc.keeper import Changes, Keeper
     from tbc.ledger import Ledger
     from tbc.stores.store import Store
 
@@ -38,11 +38,12 @@ _LONGEST_PAUSE_S: Final = 15.0
 class _Task:
     """An operation, and how it ended."""
 
-    __slots__ = ("_error", "_result", "future", "gate", "leads", "operation")
+    __slots__ = ("_error", "_result", "done", "future", "gate", "leads", "operation")
 
     def __init__(self, operation: Callable[[], Any], future: asyncio.Future[Any] | None = None) -> None:
         self.operation = operation
         self.future = future
+        self.done = False
         self.gate: Any = None  # locked while its thread waits
         self.leads = False  # whether its thread serves
         self._result: Any = None
@@ -105,6 +106,7 @@ class Clerk:
         self._thread_leads = False
         self._serving: int | None = None  # the thread that serves
         self._torn = False  # whether memory may be neither what is kept nor ahead of it
+        self._sent: tuple[Changes, Any] | None = None  # what is being written, and the writer
         self._closed = False
         self._away: StoreError | None = None  # why the store is not asked before `_ask_again_at`
         self._ask_again_at = self._pause = 0.0
@@ -253,15 +255,20 @@ class Clerk:
         try:
             self._serve_or_fail(batch)
         except BaseException:
-            self._queue.extendleft(task for task in reversed(batch) if task is not own)
+            self._queue.extendleft(task for task in reversed(batch) if not task.done and task is not own)
             raise
         finally:
             self._serving = None
+        self._answer(batch)
+
+    def _answer(self, batch: list[_Task]) -> None:
+        """Tell those who wait."""
         awaited: dict[asyncio.AbstractEventLoop, list[_Task]] = {}
         for task in batch:
+            task.done = True
             if task.future is not None:
                 awaited.setdefault(task.future.get_loop(), []).append(task)
-            elif task.gate is not None and task is not own:
+            elif task.gate is not None and not task.leads:
                 task.gate.release()
         for loop, tasks in awaited.items():
             with contextlib.suppress(RuntimeError):  # it is closed: nobody waits there any more
@@ -310,14 +317,33 @@ class Clerk:
                     raise
                 optimistic = False
             except BaseException:
-                with self._ledger.lock:
-                    self._keeper.undo()
-                self._torn = False
+                if self._was_kept():
+                    self._torn = False
+                    self._answer(batch)
+                else:
+                    with self._ledger.lock:
+                        self._keeper.undo()
+                    self._torn = False
                 raise
+
+    def _was_kept(self) -> bool:
+        """Return whether what was interrupted had been committed already; remember it then."""
+        sent, self._sent = self._sent, None
+        if sent is None or not sent[0].lines:  # what wrote no line may happen again
+            return False
+        changes, end = sent[0], sent[1].mark(self._pool)
+        try:
+            self._store.news(self._pool, end)
+        except StoreError:  # the journal has no such line
+            return False
+        with self._ledger.lock:
+            self._keeper.kept(changes, end)
+        return True
 
     def _transact(self, batch: list[_Task], optimistic: bool) -> None:
         keeper, pool = self._keeper, self._pool
         at = keeper.mark if optimistic else None
+        self._sent = None
         with self._store.transaction(pool, at=at) as writer:
             if writer.mark(pool) != keeper.mark:
                 self._follow()
@@ -327,11 +353,13 @@ class Clerk:
                 changes = keeper.changes()
             if changes:
                 keeper.write(writer, changes)
+                self._sent = changes, writer
             elif optimistic and not self._store.locks_first and self._follow():
                 raise StoreStaleError(self._store.path, "the pool has moved on", "Ask again")
         if changes:
             with self._ledger.lock:
                 keeper.kept(changes, writer.mark(pool))
+                self._sent = None
 
     def _follow(self) -> bool:
         """Let memory follow the store; whether there was anything new."""

@@ -273,7 +273,13 @@ class Keeper:
 
     def look_again(self, hold: Hold) -> None:
         """Let a hold that the keeper has forgotten be as the store has it; under the ledger's lock."""
-        if hold.state in ("settled", "voided") or hold.hold_id in self._holds:
+        if hold.state in ("settled", "voided"):
+            return
+        known = self._holds.get(hold.hold_id, (None,))[0]
+        if known is hold:
+            return
+        if known is not None and known.state in ("settled", "voided"):  # in this transaction
+            hold.settlement = known.settlement
             return
         if hold.hold_id > self.mark.seq:  # granted in this transaction
             return
@@ -375,8 +381,14 @@ class Keeper:
         hold = self._ledger.open_holds.get(hold_id)
         if hold is not None:
             return hold
+        if hold_id in self._holds:
+            return self._holds[hold_id][0]
         kept = self._store.find_hold(self._pool, hold_id=hold_id)
-        return None if kept is None else replica.put_hold(self._manager, None, kept)
+        if kept is None:
+            return None
+        hold = replica.put_hold(self._manager, None, kept)
+        self._know(hold, kept)  # whoever has it next has the same one
+        return hold
 
     def restore(self, state: PoolState) -> list[Hold]:
         """Build the books of a new manager from what was kept; returns the holds that were open.

@@ -8,14 +8,26 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["DEEP", "Program"]
+__all__ = ["DEEP", "Program", "eventually"]
 
 #: Whether there is time for hundreds of kills.
 DEEP = os.environ.get("TBC_DEEP") == "1"
 
 _ROOM = str(Path(__file__).resolve().parents[2])
+
+
+def eventually(truth: Callable[[], object], seconds: float = 15.0) -> bool:
+    """Return whether it becomes true soon."""
+    ends = time.monotonic() + seconds
+    while not truth():
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 class Program:

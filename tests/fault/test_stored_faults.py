@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 import tbc
+from tbc.clerk import _Task as Task
 from tbc.errors import (
     BudgetExceededError,
     HoldEndedError,
@@ -38,7 +39,7 @@ from tbc.errors import (
 from tbc.stores import SqliteStore, schema
 from tbc.stores.opening import open_store
 from tbc.testing import check_books
-from tests.fault.processes import DEEP, Program
+from tests.fault.processes import DEEP, Program, eventually
 from tests.fault.worker import Worker
 
 ONLY_SQLITE = "what is done to the file is done to a file of SQLite"
@@ -93,16 +94,6 @@ def locked(path):
     finally:
         connection.execute("ROLLBACK")
         connection.close()
-
-
-def eventually(truth, seconds=15.0):
-    """Return whether it becomes true soon."""
-    ends = time.monotonic() + seconds
-    while not truth():
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def comes_to_rest(manager):
@@ -236,6 +227,24 @@ def test_fault_08_settle_after_expiry(url, manage):
     assert [entry.kind for entry in other.ledger.entries()][-2:] == ["late_settle", "draw"]
     with pytest.raises(HoldEndedError):
         hold.settle(81)
+
+
+def test_fault_08_late_by_whoever_got_it_under_its_key(manage):
+    """An expired hold that is had again under its key is still one hold: it is booked once."""
+    clock = tbc.clock.ManualClock(1_000.0)
+    manager, other = manage(max_tokens=1000, clock=clock), manage(clock=clock)
+    manager.register_agent("a", max_tokens=0)
+    hold = manager.hold("a", 100, expires_s=5, key="k")
+    other.used()  # it knows the hold as an open one
+    clock.advance(6)
+    other.used()
+    again, third = (other.hold("a", 100, expires_s=5, key="k") for _ in range(2))
+    assert again.settle(80).late
+    for each in (again, third, hold, manage(clock=clock).hold("a", 100, expires_s=5, key="k")):
+        assert each.settle(80).repeated
+        with pytest.raises(HoldEndedError):
+            each.settle(81)
+    assert spent(manager) == spent(other) == 80
 
 
 @pytest.mark.parametrize("rival", ["void", "sweep"])
@@ -437,6 +446,31 @@ def test_fault_13_a_stream_that_is_dropped_or_interrupted(manager):
         before = spent(manager)
         assert comes_to_rest(manager)
         assert 0 < spent(manager) <= before + 50
+    check_books(manager)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_fault_13_an_interrupt_around_the_commit(manager, monkeypatch, committed):
+    """What others had done in the same transaction is done once, whether it had been kept or not."""
+    transaction, interrupts = manager._store.transaction, [KeyboardInterrupt]
+
+    @contextlib.contextmanager
+    def interrupted(*args, **how):
+        with transaction(*args, **how) as writer:
+            yield writer
+            if interrupts and not committed:
+                raise interrupts.pop()
+        if interrupts:
+            raise interrupts.pop()
+
+    monkeypatch.setattr(manager._store, "transaction", interrupted)
+    other = Task(lambda: manager.record_usage("b", 5))  # of another thread, which waits for the desk
+    manager._clerk._queue.append(other)
+    with pytest.raises(KeyboardInterrupt):
+        manager.record_usage("a", 7)
+    assert other.done is committed
+    assert spent(manager, "b") == 5 and other.done and other.outcome() is None
+    assert spent(manager) == (7 if committed else 0)
     check_books(manager)
 
 
