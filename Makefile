@@ -1,6 +1,7 @@
 # make demo   what it does, as a table and a picture
 # make test   everything that must hold: format, lint, types, tests, the built wheel
 # make bench  the full benchmarks (about ten minutes)
+# make bench-stores  durable holds in SQLite and PostgreSQL (about six minutes)
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint types pytest wheel bench clean
+.PHONY: demo test lint types pytest wheel bench bench-stores clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tbc replay --out out/replay.png
@@ -36,6 +37,9 @@ wheel: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+
+bench-stores: $(VENV)/.dev
+	$(BIN)/python -m benchmarks stores --out benchmarks/results/local/stores.json
 
 clean:
 	rm -rf $(VENV) build dist out

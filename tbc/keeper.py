@@ -176,8 +176,10 @@ class Keeper:
     def changes(self) -> Changes:
         """Return what the store does not know yet; under the ledger's lock."""
         ledger, since = self._ledger, self.mark.seq
+        epoch = ledger.wall(0.0)
         lines = [
-            LineRow(seq, ledger.wall(at), *rest) for seq, at, *rest in ledger.journal.since(since, ledger.seq)
+            LineRow._make((line[0], epoch + line[1], *line[2:]))
+            for line in ledger.journal.since(since, ledger.seq)
         ]
         touched: dict[tuple[str, Axis], None] = {}
         names = dict.fromkeys(ledger.noted)
@@ -191,11 +193,13 @@ class Keeper:
                 ids[line.hold_id] = None
             if line.kind in _TERMS:
                 names[line.agent_name] = None
-                names.update(dict.fromkeys([line.peer] if line.peer is not None else ()))
+                if line.peer is not None:
+                    names[line.peer] = None
         if not self.mark.version:
             names = dict.fromkeys([ledger.root.name, *names])
         agents = [replica.agent_row(ledger.find(name)) for name in names]
-        agents.sort(key=lambda row: row.position)
+        if agents:
+            agents.sort(key=lambda row: row.position)
         return Changes(
             ledger.seq,
             lines,
@@ -242,16 +246,17 @@ class Keeper:
         known = self._holds.get(row.hold_id)
         if known is None:
             return row if row.loans else row._replace(loans=None)
-        same_parts, same_loans = known[1].parts == row.parts, known[1].loans == row.loans
-        if not same_parts and not same_loans:
-            return row
-        return row._replace(parts=() if same_parts else row.parts, loans=None if same_loans else row.loans)
+        parts, loans = row.parts, row.loans
+        same = () if known[1].parts == parts else parts, None if known[1].loans == loans else loans
+        return HoldRow._make(row[:10] + same)
 
     def kept(self, changes: Changes, mark: Mark) -> None:
         """Remember that it is written, and how far the pool has come with it; under the ledger's lock."""
         self.mark = mark
-        self._agents.update((row.agent, row) for row in changes.agents)
-        self._accounts.update(((row.agent, row.axis), row) for row in changes.accounts)  # type: ignore[misc]
+        for agent in changes.agents:
+            self._agents[agent.agent] = agent
+        for account in changes.accounts:
+            self._accounts[account.agent, account.axis] = account  # type: ignore[index]
         for hold, row in changes.holds:
             self._know(hold, row)
         del self._answers.new[: len(changes.answers)]

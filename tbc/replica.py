@@ -68,8 +68,19 @@ def account_row(books: Books) -> AccountRow:
 
 def hold_row(ledger: Ledger, hold: Hold) -> HoldRow:
     """Return a hold with its parts and, while it is open, its loans."""
-    parts = (hold, *hold.others)
     settlement = hold.settlement
+    parts: tuple[PartRow, ...] = (PartRow(TOKENS, hold.amount, hold.granted),)
+    loans: tuple[LoanRow, ...] = ()
+    if hold.others:
+        parts += tuple(
+            PartRow(part.books.axis, part.amount, part.granted, int(part.unpriced)) for part in hold.others
+        )
+    if settlement is None and (hold.lenders or hold.others):
+        loans = tuple(
+            LoanRow(part.books.axis, position, loan.donor.name, loan.kind.value, loan.amount)
+            for part in (hold, *hold.others)
+            for position, loan in enumerate(part.lenders or ())
+        )
     return HoldRow(
         hold.hold_id,
         hold.agent_name,
@@ -81,18 +92,9 @@ def hold_row(ledger: Ledger, hold: Hold) -> HoldRow:
         hold.model,
         None,
         None if settlement is None else to_json(settlement),
-        tuple(PartRow(part.books.axis, part.amount, part.granted, int(_is_unpriced(part))) for part in parts),
-        tuple(
-            LoanRow(part.books.axis, position, loan.donor.name, loan.kind.value, loan.amount)
-            for part in parts
-            for position, loan in enumerate(part.lenders or ())
-            if settlement is None
-        ),
+        parts,
+        loans,
     )
-
-
-def _is_unpriced(part: Part) -> bool:
-    return not isinstance(part, Hold) and part.unpriced
 
 
 # -- rows to books ---------------------------------------------------------------------------------------

@@ -39,10 +39,10 @@ def find_binaries() -> Path | None:
 
 
 class PostgresServer:
-    """One server with a folder of its own; `stop` removes both."""
+    """One server with a folder of its own, in `place` if it is given; `stop` removes both."""
 
-    def __init__(self, binaries: Path) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="tbc-pg-"))
+    def __init__(self, binaries: Path, place: str | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="tbc-pg-", dir=place))
         self._owner = os.getpid()
         self._process: subprocess.Popen[bytes] | None = None
         self._account: dict[str, Any] = {}

@@ -7,6 +7,7 @@ they can stand in a path, a log line and a table: see `check_id`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from tbc.errors import InvalidAmountError
@@ -31,6 +32,7 @@ __all__ = [
     "TotalRow",
     "check_id",
     "check_int",
+    "check_ints",
 ]
 
 _MOST_BYTES = 128
@@ -54,15 +56,19 @@ def check_id(name: str, value: object, *, in_paths: bool = False) -> str:
     InvalidAmountError
         If it is anything else.
     """
-    if (
-        isinstance(value, str)
-        and value.isprintable()
-        and 0 < len(value.encode()) <= _MOST_BYTES
-        and (not in_paths or (_IN_PATHS.issuperset(value) and ".." not in value))
-    ):
+    if isinstance(value, str) and _is_id(value, in_paths):
         return value
     allowed = "letters, digits and ._:/- without '..'" if in_paths else "printable text"
     raise InvalidAmountError(name, value, f"1 to {_MOST_BYTES} bytes of {allowed}")
+
+
+@lru_cache(4096)  # the same few names come with every line
+def _is_id(value: str, in_paths: bool) -> bool:
+    return (
+        value.isprintable()
+        and 0 < len(value.encode()) <= _MOST_BYTES
+        and (not in_paths or (_IN_PATHS.issuperset(value) and ".." not in value))
+    )
 
 
 def check_int(name: str, value: object) -> int:
@@ -76,6 +82,14 @@ def check_int(name: str, value: object) -> int:
     if type(value) is int and -(2**63) <= value < 2**63:
         return value
     raise InvalidAmountError(name, value, "an int of at most 64 bits")
+
+
+def check_ints(names: Sequence[str], values: Sequence[object]) -> None:
+    """Check each value as `check_int` does."""
+    for value in values:
+        if type(value) is not int or not -(2**63) <= value < 2**63:
+            for name, each in zip(names, values, strict=True):
+                check_int(name, each)
 
 
 class Line(Protocol):

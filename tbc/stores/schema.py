@@ -227,13 +227,20 @@ PUT_AGENT: Final = """
         position = excluded.position, parent = excluded.parent, terms = excluded.terms,
         last_confidence = excluded.last_confidence, closed = excluded.closed, version = excluded.version"""
 
-PUT_ACCOUNT: Final = """
+#: Of rows that are there. Most are, and a statement that may insert takes SQLite far longer.
+SET_ACCOUNT: Final = """
+    UPDATE accounts SET
+        capped = ?4, allocated = ?5, consumed = ?6, held = ?7, min_reserve = ?8, unpriced = ?9
+    WHERE pool = ?1 AND agent = ?2 AND axis = ?3"""
+ADD_ACCOUNT: Final = """
     INSERT INTO accounts (pool, agent, axis, capped, allocated, consumed, held, min_reserve, unpriced)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (pool, agent, axis) DO UPDATE SET
-        capped = excluded.capped, allocated = excluded.allocated, consumed = excluded.consumed,
-        held = excluded.held, min_reserve = excluded.min_reserve, unpriced = excluded.unpriced"""
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
+SET_HOLD: Final = """
+    UPDATE holds SET
+        state = ?4, at = ?5, expires_at = ?6, key = ?7, operation = ?8, model = ?9, request_hash = ?10,
+        outcome = ?11
+    WHERE pool = ?1 AND hold_id = ?2 AND agent = ?3"""
 PUT_HOLD: Final = """
     INSERT INTO holds
         (pool, hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome)

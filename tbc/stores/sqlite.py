@@ -140,30 +140,40 @@ class SqliteStore(Store):
 
     @contextmanager
     def _transaction(self) -> Generator[SqliteWriter]:
-        with self._ready() as connection:
+        # All in one generator: every operation of a stored manager comes through here.
+        self._check_process()
+        with self._lock:
+            connection = self._usable()
             if self._writing:
                 raise self._error(
                     "a transaction is open in this thread", "Write in that one; do not nest them"
                 )
-            with self._typed(), self._queue.hold(self._busy_ms / 1000) as left_s:
-                connection.set_busy_timeout(int(left_s * 1000))
-                try:
-                    connection.execute(schema.BEGIN)
-                finally:
-                    connection.set_busy_timeout(self._busy_ms)
-                self._writing = True
-                writer = SqliteWriter(self.path, self._ledger_id, connection)
-                try:
-                    yield writer
-                    writer.finish()
-                    connection.execute(schema.COMMIT)
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute(schema.ROLLBACK)
-                    raise
-                finally:
-                    writer.retire()
-                    self._writing = False
+            try:
+                with self._queue.hold(self._busy_ms / 1000) as left_s:
+                    self._begin(connection, left_s)
+                    self._writing = True
+                    writer = SqliteWriter(self.path, self._ledger_id, connection)
+                    try:
+                        yield writer
+                        writer.finish()
+                        connection.execute(schema.COMMIT)
+                    except BaseException:
+                        if connection.in_transaction:
+                            connection.execute(schema.ROLLBACK)
+                        raise
+                    finally:
+                        writer.retire()
+                        self._writing = False
+            except self._apsw.Error as error:
+                raise self._told(error) from error
+
+    def _begin(self, connection: Any, seconds: float) -> None:
+        """Begin a transaction; those that do not queue, as other programs, are waited for so many seconds."""
+        connection.set_busy_timeout(int(seconds * 1000))
+        try:
+            connection.execute(schema.BEGIN)
+        finally:
+            connection.set_busy_timeout(self._busy_ms)
 
     #: A transaction is the only one from its start on: what is read in it is how things stand.
     locks_first = True
@@ -428,14 +438,21 @@ class SqliteStore(Store):
     @contextmanager
     def _ready(self) -> Generator[Any]:
         """Yield the connection, under the lock, if it is still ours and the file still there."""
+        self._check_process()
+        with self._lock:
+            yield self._usable()
+
+    def _check_process(self) -> None:
         if self._pid != os.getpid():  # before the lock: another thread may have had it at the fork
             raise self._error("it was opened before the fork", "Open a store of its own in the child process")
-        with self._lock:
-            if self._connection is None:
-                raise self._error("it is closed", "Open it again")
-            if self._identity() != self._file:
-                raise self._missing("the file was removed or replaced while it was open", "Put it back")
-            yield self._connection
+
+    def _usable(self) -> Any:
+        """Return the connection if it is open and the file still there; under the lock."""
+        if self._connection is None:
+            raise self._error("it is closed", "Open it again")
+        if self._identity() != self._file:
+            raise self._missing("the file was removed or replaced while it was open", "Put it back")
+        return self._connection
 
     @contextmanager
     def _reading(self) -> Generator[Any]:
@@ -483,23 +500,25 @@ class SqliteStore(Store):
     @contextmanager
     def _typed(self) -> Generator[None]:
         """Turn what SQLite says into errors of `tbc`."""
-        apsw = self._apsw
         try:
             yield
-        except (apsw.BusyError, apsw.LockedError) as error:
-            raise StoreBusyError(
+        except self._apsw.Error as error:
+            raise self._told(error) from error
+
+    def _told(self, error: Exception) -> StoreError:
+        """Return what SQLite says as an error of `tbc`."""
+        apsw = self._apsw
+        if isinstance(error, apsw.BusyError | apsw.LockedError):
+            return StoreBusyError(
                 self.path, f"others kept it locked for {self._busy_ms / 1000:g} s", "Try again"
-            ) from error
-        except apsw.FullError as error:
-            raise StoreFullError(self.path, "there is no room left", "Make room and try again") from error
-        except (apsw.CorruptError, apsw.NotADBError) as error:
-            raise StoreCorruptError(self.path, f"it is damaged ({error})", _RESTORE) from error
-        except apsw.ConstraintError as error:
-            raise self._error(
-                f"a row breaks a rule of the tables ({error})", "Nothing was written"
-            ) from error
-        except apsw.Error as error:
-            raise self._error(f"SQLite says: {error}", "Check the disk and the permissions") from error
+            )
+        if isinstance(error, apsw.FullError):
+            return StoreFullError(self.path, "there is no room left", "Make room and try again")
+        if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+            return StoreCorruptError(self.path, f"it is damaged ({error})", _RESTORE)
+        if isinstance(error, apsw.ConstraintError):
+            return self._error(f"a row breaks a rule of the tables ({error})", "Nothing was written")
+        return self._error(f"SQLite says: {error}", "Check the disk and the permissions")
 
 
 def _make_folder(path: str) -> None:

@@ -95,11 +95,18 @@ class SqliteWriter(Writer):
         self._execute(schema.PUT_AGENT, (pool, *row, version))
 
     def _keep_account(self, pool: str, row: AccountRow) -> None:
-        self._execute(schema.PUT_ACCOUNT, (pool, *row))
+        values = (pool, *row)
+        self._execute(schema.SET_ACCOUNT, values)
+        if not self._connection.changes():
+            self._execute(schema.ADD_ACCOUNT, values)
 
     def _keep_hold(self, pool: str, row: HoldRow) -> None:
         ours = (pool, row.hold_id)
-        self._execute(schema.PUT_HOLD, (pool, *row[:10]))
+        values = (pool, *row[:10])
+        if not row.parts:  # mostly one that is there
+            self._execute(schema.SET_HOLD, values)
+        if row.parts or not self._connection.changes():
+            self._execute(schema.PUT_HOLD, values)
         for part in row.parts:
             self._execute(schema.PUT_PART, (*ours, *part))
         if row.loans is None:

@@ -17,6 +17,7 @@ from tbc.stores.rows import (
     PoolRow,
     check_id,
     check_int,
+    check_ints,
 )
 
 __all__ = ["Writer"]
@@ -64,8 +65,7 @@ class Writer(ABC):
         """Keep accounts' numbers."""
         self._end(pool)
         for row in rows:
-            for name, amount in zip(row._fields[3:], row[3:], strict=True):
-                check_int(name, amount)
+            check_ints(row._fields[3:], row[3:])
             self._keep_account(pool, row)
 
     def put_holds(self, pool: str, rows: Iterable[HoldRow]) -> None:
