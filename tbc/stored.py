@@ -35,6 +35,7 @@ from tbc.stores.opening import open_store
 
 if TYPE_CHECKING:
     from tbc.decision import Settlement
+    from tbc.leasing import LeaseHold
     from tbc.stores.rows import PoolRow
     from tbc.stores.store import Store
     from tbc.usage import Usage
@@ -45,19 +46,25 @@ __all__ = ["StoredDesk"]
 #: What reads or writes the books: run where the log of the pool ends.
 _OPERATIONS: Final = (
     "accounts",
+    "answer",
     "close_agent",
+    "close_lease",
     "decide",
     "govern",
     "hold",
     "hold_call",
     "hold_priced",
+    "lease",
+    "leases",
     "rebalance",
     "record_usage",
     "register_agent",
     "remaining",
     "report",
     "report_confidence",
+    "report_lease",
     "reset_confidence",
+    "settle_lease",
     "should_wind_down",
     "top_up",
     "update_agent",
@@ -170,6 +177,12 @@ class StoredDesk:
     def extend_hold(self, hold: Hold, *how: Any, **more: Any) -> None:
         """Set more aside, or for longer; see `Hold.extend`."""
         self._clerk.run(self._on_hold("extend_hold", hold, how, more))
+
+    def _note_lease(self, hold: LeaseHold) -> None:
+        """Note nothing: the keeper knows the leases."""
+
+    def _look_up_lease(self, hold_id: int, hold: Hold | None = None) -> Hold | None:
+        return self._keeper.find_lease(hold_id, hold)
 
     def _on_hold(
         self, name: str, hold: Hold, how: tuple[Any, ...], more: dict[str, Any]

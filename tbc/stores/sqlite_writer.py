@@ -99,7 +99,7 @@ class SqliteWriter(Writer):
 
     def _keep_hold(self, pool: str, row: HoldRow) -> None:
         ours = (pool, row.hold_id)
-        self._execute(schema.PUT_HOLD, (pool, *row[:10]))
+        self._execute(schema.PUT_HOLD, (pool, *row[:11]))
         for part in row.parts:
             self._execute(schema.PUT_PART, (*ours, *part))
         if row.loans is None:
