@@ -217,9 +217,10 @@ class LeasingDesk(SpendingDesk):
         if isinstance(message, Report):
             hold = self._find_lease(message.hold_id)
             if message.final:
-                self.settle_lease(hold, message.used[:3], unpriced=message.used.unpriced)
+                used, unpriced = message.used[:3], message.used.unpriced
+                self.settle_lease(hold, used, unpriced=unpriced, estimated=message.estimated)
             else:
-                self.report_lease(hold, message.used)
+                self.report_lease(hold, message.used, estimated=message.estimated)
             return message
         try:
             if message.hold_id is None:

@@ -27,6 +27,7 @@ from tbc.errors import (
     StoreError,
     StoreFullError,
     StoreStaleError,
+    TBCError,
 )
 from tbc.holds import Hold, PendingHold
 from tbc.keeper import Keeper
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from tbc.stores.store import Store
     from tbc.usage import Usage
 
-__all__ = ["StoredDesk"]
+__all__ = ["StoredDesk", "WaitingHold"]
 
 
 #: What reads or writes the books: run where the log of the pool ends.
@@ -90,6 +91,8 @@ class StoredDesk:
     """What a `BudgetManager` does otherwise if its books are kept in a store; mixed in before it."""
 
     waits = True
+    worker: weakref.ref[Any] | None = None
+    """The `LeasedManager` that leases here, if one does."""
     plain: Callable[..., Any]
     """The same manager without a store."""
 
@@ -335,7 +338,17 @@ class _Sweeper:
                 with contextlib.suppress(StoreError):  # the next operation says it
                     manager._clerk.run(partial(_look, manager))
             manager.bring_home()
+            if manager.worker is not None:
+                _tend_worker(manager.worker)
             del manager
+
+
+def _tend_worker(worker: weakref.ref[Any]) -> None:
+    """Let the worker that leases here report, renew, and give back what is idle."""
+    leased = worker()
+    if leased is not None:
+        with contextlib.suppress(TBCError):  # it is tried again
+            leased.tend()
 
 
 def _look(manager: Any) -> None:
