@@ -56,7 +56,7 @@ class Kind(StrEnum):
     VOID = "void"
     EXPIRE = "expire"
     REPORT = "report"
-    """Spent of a lease, while it is open or after its end."""
+    """Spent of a lease, while it is open, at its end, or after. Its calls are counted on their own axis."""
     USAGE = "usage"
     DRAW = "draw"
     """Parent to child, out of the parent's spare (the treasury)."""

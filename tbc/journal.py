@@ -9,12 +9,23 @@ from typing import Any
 
 import attrs
 
-from tbc.axes import AXES, TOKENS, Axis
+from tbc.axes import AXES, CALLS, TOKENS, Axis
 from tbc.decision import Kind, Settlement
 
-__all__ = ["Entry", "Journal"]
+__all__ = ["Entry", "Journal", "ended_calls"]
 
 _ENDED_CALLS = frozenset({Kind.SETTLE, Kind.LATE_SETTLE, Kind.USAGE})
+
+
+def ended_calls(axis: str, kind: str, consumed: int, lines: int = 1) -> int:
+    """Return how many ended calls so many equal lines stand for; `consumed` is their sum.
+
+    A call that ends writes one line on the token axis. Reports on leases are sums of many calls, and say how
+    many on the axis of calls.
+    """
+    if kind == Kind.REPORT:
+        return consumed if axis == CALLS else 0
+    return lines if axis == TOKENS and kind in _ENDED_CALLS else 0
 
 
 @attrs.frozen
@@ -133,16 +144,17 @@ class Journal:
         self.lines.extend(lines)
 
     def calls(self) -> dict[str, int]:
-        """Return the ended calls of every account, counted from the lines on the token axis."""
+        """Return the ended calls of every account; see `ended_calls`."""
         counts = {name: sums[4] for name, sums in self._opening[TOKENS].items() if sums[4]}
         for line in self.lines:
             if type(line) is Settlement:
-                name = line.agent_name
-            elif type(line) is tuple and line[1] in _ENDED_CALLS and line[_AXIS] == TOKENS:
-                name = line[2]
+                name, calls = line.agent_name, 1
+            elif type(line) is tuple:
+                name, calls = line[2], ended_calls(line[_AXIS], line[1], line[5])
             else:
                 continue
-            counts[name] = counts.get(name, 0) + 1
+            if calls:
+                counts[name] = counts.get(name, 0) + calls
         return counts
 
     def fold(self) -> None:
@@ -179,13 +191,14 @@ class Journal:
         opening = self._opening[axis]
         sums = opening.setdefault(name, [0, 0, 0, 0, 0])
         giver = None if peer is None else opening.setdefault(peer, [0, 0, 0, 0, 0])
-        calls = axis == TOKENS and kind in _ENDED_CALLS
+        calls = ended_calls(axis, kind, consumed)
+        counts = sums if axis == TOKENS else self._opening[TOKENS].setdefault(name, [0, 0, 0, 0, 0])
         forget = self.lines.popleft
         sums[0] += allocated
         sums[1] += consumed
         sums[2] += held
         sums[3] += unpriced
-        sums[4] += calls
+        counts[4] += calls
         if giver is not None:
             giver[0] -= allocated
         forget()

@@ -20,11 +20,12 @@ from collections.abc import Container, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from tbc import lifecycle, replica
+from tbc import replica
 from tbc.axes import TOKENS, Axis
 from tbc.decision import Kind
 from tbc.errors import KeyConflictError, StoreMissingError
 from tbc.holds import Hold
+from tbc.journal import ended_calls
 from tbc.keys import Answers
 from tbc.records import from_json, to_json
 from tbc.stores.rows import AccountRow, AgentRow, HoldRow, LineRow, Mark, News, OpRow, PoolRow
@@ -37,10 +38,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Changes", "Keeper"]
 
-_ENDED_CALLS: Final = (Kind.SETTLE, Kind.LATE_SETTLE, Kind.USAGE)
 _TERMS: Final = frozenset({Kind.REGISTER, Kind.REPLACE, Kind.CLOSE})
-#: Expired holds that may still be settled; older ones are read again when they are.
-_EXPIRED_MOST: Final = 10_000
+#: Ended holds on which more may be booked; older ones are read again when it is.
+_ENDED_MOST: Final = 10_000
 #: Lines of the journal that books which are opened find in memory.
 _RECENT: Final = 1_000
 
@@ -133,7 +133,7 @@ class Keeper:
         self.mark = Mark()
         self._agents: dict[str, AgentRow] = {}
         self._accounts: dict[tuple[str, Axis], AccountRow] = {}
-        self._holds: dict[int, tuple[Hold, HoldRow]] = {}  # open or expired
+        self._holds: dict[int, tuple[Hold, HoldRow]] = {}  # open, or what more may be booked on
         self._answers = KeptAnswers(100_000, self)
         self._ledger.answers = self._answers
         self._fold_at, self._ledger.journal.fold_at = self._ledger.journal.fold_at, 2**63
@@ -267,11 +267,12 @@ class Keeper:
             journal.fold()
 
     def _know(self, hold: Hold, row: HoldRow) -> None:
-        if row.state in ("open", "expired"):  # what has expired may still be settled
+        # What has expired may still be settled, and the worker of a lease that has ended may say more.
+        if row.state in ("open", "expired") or row.lease is not None:
             self._holds[hold.hold_id] = hold, row
-            if row.state == "expired" and len(self._holds) > _EXPIRED_MOST:
-                expired = [hold_id for hold_id, (_, known) in self._holds.items() if known.state == "expired"]
-                for hold_id in expired[: len(expired) // 2]:
+            if row.state != "open" and len(self._holds) > _ENDED_MOST:
+                ended = [hold_id for hold_id, (_, known) in self._holds.items() if known.state != "open"]
+                for hold_id in ended[: len(ended) // 2]:
                     del self._holds[hold_id]
         else:
             self._holds.pop(hold.hold_id, None)
@@ -292,12 +293,30 @@ class Keeper:
         if row is not None:
             self._know(replica.put_hold(self._manager, hold, row), row)
 
+    def find_lease(self, hold_id: int, hold: Hold | None = None) -> Hold | None:
+        """Return the hold of this number, as the store has it if memory does not know it; or ``None``.
+
+        Under the ledger's lock. `hold` is the object that the caller has of it, if any.
+        """
+        known = self._holds.get(hold_id)
+        if known is not None:
+            return known[0]
+        granted = self._ledger.open_holds.get(hold_id, hold)
+        if hold_id > self.mark.seq:  # in this transaction
+            return granted
+        row = self._store.find_hold(self._pool, hold_id=hold_id)
+        if row is None:
+            return None
+        found = replica.put_hold(self._manager, granted, row)
+        self._know(found, row)
+        return found
+
     # -- back to what the store has, and on to what it has by now ----------------------------------------
 
     def undo(self) -> None:
         """Take back out of memory what the store has not; under the ledger's lock."""
         ledger = self._ledger
-        lifecycle.finish_interrupted(ledger)
+        self._manager.finish_interrupted()
         changes = self.changes()
         for _ in range(len(changes.lines)):
             ledger.journal.lines.pop()
@@ -306,6 +325,7 @@ class Keeper:
             known = self._holds.get(hold.hold_id)
             if known is None:
                 replica.drop_hold(ledger, hold)
+                self._manager.forget_lease(hold.hold_id)
             else:
                 self._holds[hold.hold_id] = replica.put_hold(self._manager, *known), known[1]
         holds = sorted(ledger.open_holds.items())  # oldest first again
@@ -349,16 +369,17 @@ class Keeper:
         ledger = self._ledger
         balances: dict[tuple[Axis, str], list[int]] = {}
         for total in self._store.totals(self._pool):
-            if total.axis == TOKENS and total.kind in _ENDED_CALLS:
-                _add(balances, (TOKENS, total.agent), (0, 0, 0, 0, total.lines))
+            calls = ended_calls(total.axis, total.kind, total.consumed, total.lines)
+            _add(balances, (TOKENS, total.agent), (0, 0, 0, 0, calls))
         for (name, axis), row in self._accounts.items():
             numbers = row.allocated, row.consumed, row.held, row.unpriced, 0
             _add(balances, (axis, name), numbers)
         lines = []
         for line in self._store.entries(self._pool, max(0, self.mark.seq - _RECENT)):
-            ended = line.axis == TOKENS and line.kind in _ENDED_CALLS
-            numbers = line.allocated, line.consumed, line.held, line.unpriced, int(ended)
+            calls = ended_calls(line.axis, line.kind, line.consumed)
+            numbers = line.allocated, line.consumed, line.held, line.unpriced, 0
             _add(balances, (line.axis, line.agent_name), (-number for number in numbers))
+            _add(balances, (TOKENS, line.agent_name), (0, 0, 0, 0, -calls))
             if line.peer is not None:
                 _add(balances, (line.axis, line.peer), (line.allocated, 0, 0, 0, 0))
             lines.append((ledger.unwall(line.at), Kind(line.kind), *line[3:]))
@@ -424,6 +445,8 @@ class Keeper:
             ledger.sides.clear()
             ledger.root.children = ledger.root.index = ledger.unfinished = None
             replica.forget_loans(hold for hold, _ in self._holds.values())
+            opened = {row.hold_id for row in state.holds}  # the others are read again when they are needed
+            self._holds = {hold_id: known for hold_id, known in self._holds.items() if hold_id in opened}
             self._agents.clear()
             self._accounts.clear()
             self._answers.take_back()

@@ -5,8 +5,9 @@ there and books of its own here: holds that fit are granted by those, without a 
 they cannot cover asks for more in one message, and what a slice cannot cover is held in the shared pool
 directly, with its market.
 
-There is no thread behind it: what was spent is told, and what is idle is given back, by `tend`, by holds that
-ask for more, and by `close`.
+What was spent is told, and what is idle is given back, by `tend`, by holds that ask for more, and by `close`.
+A manager with a store calls `tend` in the background: ``BudgetManager(store=..., lease=Lease())`` puts a
+`LeasedManager` in front of one. In front of any other, call it yourself.
 
 Examples
 --------
@@ -27,101 +28,55 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
 import threading
 import weakref
 from collections.abc import Callable
-from decimal import Decimal
+from contextlib import suppress
+from functools import partial
 from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
+from tbc.axes import CALLS, TOKENS, USD, Axis
 from tbc.clock import Clock, system_clock
+from tbc.contract import check_amount
 from tbc.decision import Decision
-from tbc.errors import BudgetExceededError, SliceTooSmallError, StoreError
+from tbc.errors import BudgetExceededError, SliceTooSmallError, StoreError, TBCError
 from tbc.holds import Hold, PendingHold
 from tbc.leases import Amounts, Lease, LeaseHolder, Refused, Report
 from tbc.manager import BudgetManager
-from tbc.pool import nano_dollars
+from tbc.pool import has_reached, nano_dollars
+from tbc.slices import SliceBooks, SliceDesk, Waits, dollars, may_wait, shortfalls, without_waiting
+from tbc.stored import WaitingHold
 
 if TYPE_CHECKING:
+    from tbc.contract import BudgetContract
+    from tbc.govern import Governed
     from tbc.money import Money
+    from tbc.tree import Account
+    from tbc.usage import Usage
 
 __all__ = ["LeasedManager"]
-
-#: What one seat keeps of its journal; the shared pool has the lasting one.
-_KEEP = 256
-
-
-class _Books:
-    """The local books of one lease: a pool of one agent whose caps are what is leased."""
-
-    def __init__(self, manager: BudgetManager, agent_name: str, hold_id: int) -> None:
-        self.manager = manager
-        self.agent_name = agent_name
-        self.hold_id = hold_id
-        self.told = Amounts()  # the total that the shared pool knows
-
-    def used(self) -> Amounts:
-        """Return what was spent in all."""
-        ledger, name = self.manager.ledger, self.agent_name
-        with ledger.lock:
-            ledger.look()
-            books = ledger.find(name)
-            tokens, usd, calls = (ledger.row(books, axis)["consumed"] or 0 for axis in AXES)
-            dollars = ledger.look_up(USD, books)
-            return Amounts(tokens, usd, calls, 0 if dollars is None else dollars.unpriced)
-
-    def in_flight(self) -> Amounts:
-        """Return what open holds have set aside."""
-        ledger = self.manager.ledger
-        with ledger.lock:
-            ledger.look()
-            books = ledger.find(self.agent_name)
-            found = [ledger.look_up(axis, books) for axis in AXES]
-            calls = len(ledger.open_holds) if found[2] is None else found[2].held
-            return Amounts(books.held, 0 if found[1] is None else found[1].held, calls)
-
-    def grant(self, more: dict[Axis, int]) -> None:
-        """Raise the caps."""
-        self.manager.top_up(
-            self.agent_name,
-            more.get(TOKENS, 0),
-            usd=_dollars(more[USD]) if more.get(USD) else None,
-            calls=more.get(CALLS, 0),
-        )
-
-    def stop(self) -> None:
-        """Grant no hold any more."""
-        self.manager.report_confidence(self.agent_name, 1.0)
-
-    def go_on(self) -> None:
-        """Grant holds again."""
-        self.manager.reset_confidence(self.agent_name)
 
 
 class _Seat:
     """An agent's place in this worker: what it leases, and the books it spends from."""
 
-    __slots__ = ("books", "hold", "holder", "lock", "tended", "tended_used", "until", "watched")
+    __slots__ = ("books", "holder", "lock", "tended", "tended_used", "until", "watched")
 
     def __init__(self, holder: LeaseHolder) -> None:
         self.lock = threading.Lock()
         self.holder = holder
-        self.books: _Books | None = None
+        self.books: SliceBooks | None = None
         self.until = -inf  # of the worker's clock: no local hold from then on
-        self.hold: Callable[..., Hold] = _nobody
-        self.watched: list[_Books] = []  # given back with calls in flight
+        self.watched: list[SliceBooks] = []  # given back with calls in flight
         self.tended = -inf
         self.tended_used = Amounts()
 
     def used(self) -> Amounts:
         return Amounts() if self.books is None else self.books.used()
-
-
-def _nobody(*_: Any, **__: Any) -> Hold:
-    raise AssertionError("a seat without a lease grants nothing")
 
 
 class LeasedManager:
@@ -164,11 +119,27 @@ class LeasedManager:
         self._adding = threading.Lock()
         self._tended = clock()
         self._closed = False
+        self._owns_shared = False
         myself = weakref.ref(self)
         self._at_exit: Callable[[], None] = lambda: _close(myself)
         atexit.register(self._at_exit)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=lambda: _forget(myself))
+
+    @classmethod
+    def over(cls, shared: BudgetManager, lease: Lease, holder: str | None) -> LeasedManager:
+        """Return a worker that owns its shared manager: closing one closes both."""
+        worker = cls(shared, lease, holder=holder or f"{socket.gethostname()}:{os.getpid()}")
+        worker._owns_shared = True
+        stored: Any = shared
+        stored.worker = weakref.ref(worker)
+        return worker
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what is not said here: it is the shared manager's."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._shared, name)
 
     # -- holds -----------------------------------------------------------------------------------------
 
@@ -186,20 +157,6 @@ class LeasedManager:
         at_least: int | None = None,
     ) -> Hold:
         """Set an amount aside before a call; the same as `BudgetManager.hold`, from a lease if it fits."""
-        seat = self._seats.get(agent_name)
-        if seat is not None and key is None and self._clock() < seat.until:
-            try:
-                return seat.hold(
-                    agent_name,
-                    tokens,
-                    usd=usd,
-                    calls=calls,
-                    model=model,
-                    expires_s=expires_s,
-                    operation=operation,
-                )
-            except BudgetExceededError:
-                pass
         how: dict[str, Any] = {
             "usd": usd,
             "calls": calls,
@@ -207,39 +164,153 @@ class LeasedManager:
             "expires_s": expires_s,
             "operation": operation,
         }
-        if key is None and not self._closed:
-            self.tend()
-            granted = self._hold_from_more(agent_name, tokens, how)
-            if granted is not None:
-                return granted
-        how.update(key=key, at_least=at_least)
-        try:
-            return self._shared.hold(agent_name, tokens, **how)
-        except BudgetExceededError:
-            if key is not None or not self._give_back_idle():
-                raise
-        return self._shared.hold(agent_name, tokens, **how)  # with what lay idle here
+
+        def locally(manager: BudgetManager) -> Hold:
+            return manager.hold(agent_name, tokens, **how)
+
+        def directly() -> Hold:
+            return self._shared.hold(agent_name, tokens, **how, key=key, at_least=at_least)
+
+        if key is not None:
+            may_wait()
+            return directly()
+        priced = {"usd": usd, "calls": calls, "model": model}
+        return self._hold(agent_name, tokens, priced, locally, directly)
+
+    def hold_call(
+        self,
+        agent_name: str,
+        input_tokens: int,
+        output_tokens: int,
+        *,
+        at_least: int,
+        model: str | None,
+        expires_s: float,
+        operation: str | None,
+    ) -> Hold:
+        """Set aside what a call may use at most, for `govern`; see `BudgetManager.hold_call`.
+
+        From a lease in full; in the shared pool the output may be made smaller.
+        """
+        tokens = check_amount("tokens", input_tokens + output_tokens)
+        how: dict[str, Any] = {"model": model, "expires_s": expires_s, "operation": operation}
+
+        def locally(manager: BudgetManager) -> Hold:
+            return manager.hold_call(agent_name, input_tokens, output_tokens, at_least=tokens, **how)
+
+        def directly() -> Hold:
+            return self._shared.hold_call(agent_name, input_tokens, output_tokens, at_least=at_least, **how)
+
+        return self._hold(agent_name, tokens, {"model": model}, locally, directly)
 
     def ahold(self, agent_name: str, tokens: int = 0, **how: Any) -> PendingHold:
         """Await `hold`, or use it as an async context manager; the same arguments."""
-        return PendingHold(lambda: self.hold(agent_name, tokens, **how))
 
-    def _hold_from_more(self, agent_name: str, tokens: int, how: dict[str, Any]) -> Hold | None:
+        async def asking() -> Hold:
+            try:
+                with without_waiting():
+                    return self.hold(agent_name, tokens, **how)
+            except Waits:
+                granted: Hold = await self.aside(partial(self.hold, agent_name, tokens, **how), undo=_void)
+                return granted
+
+        return WaitingHold(asking())
+
+    async def aside(
+        self, work: Callable[..., Any], *values: Any, undo: Callable[[Any], Any] | None = None
+    ) -> Any:
+        """Await what may wait for the shared pool. If nobody waits any more, it is undone."""
+        if undo is not None:  # the beginning of a call: mostly a slice covers it
+            try:
+                with without_waiting():
+                    return work(*values)
+            except Waits:
+                pass
+        return await self._shared.aside(work, *values, undo=undo)
+
+    def end_later(
+        self, hold: Hold, tokens: int | None, *, estimated: bool, usage: Usage | None = None
+    ) -> None:
+        """Settle (``None``: void) without ever waiting; for finalizers."""
+        hold._desk.end_later(hold, tokens, estimated=estimated, usage=usage)
+
+    def govern(
+        self, agent_name: str, confidence_fn: Callable[[Any], float | None] | None = None, **how: Any
+    ) -> Governed:
+        """Return a decorator that governs functions; the same arguments as `BudgetManager.govern`."""
+        governor: Any = self._shared.govern(agent_name, confidence_fn, **how)
+        governor.manager = self
+        governed: Governed = governor
+        return governed
+
+    def now(self) -> float:
+        """Return the seconds of this worker's clock."""
+        return self._clock()
+
+    def ask_for(self, desk: SliceDesk, agent_name: str, more: Amounts) -> None:
+        """Ask for more of an agent's lease. If it cannot be had, the books here say so."""
+        may_wait()
+        seat = self._seats.get(agent_name)
+        if seat is not None:
+            with seat.lock, suppress(TBCError):
+                if seat.books is not None and seat.books.manager is desk:  # it has not been given back
+                    self._ask(seat, more)
+
+    def _hold(
+        self,
+        agent_name: str,
+        tokens: int,
+        priced: dict[str, Any],
+        locally: Callable[[BudgetManager], Hold],
+        directly: Callable[[], Hold],
+    ) -> Hold:
+        """Hold from the lease, or from a larger one, or else in the shared pool."""
+        seat = self._seats.get(agent_name)
+        if seat is not None and self._clock() < seat.until:
+            books = seat.books
+            if books is not None:
+                try:
+                    return locally(books.manager)
+                except BudgetExceededError:
+                    pass
+        may_wait()
+        if not self._closed:
+            try:
+                self.tend()
+                granted = self._hold_from_more(agent_name, tokens, priced, locally)
+                if granted is not None:
+                    return granted
+            except StoreError:
+                if getattr(self._shared, "_away", None) is None:  # an allowance of the shared manager's
+                    raise
+        try:
+            return directly()
+        except BudgetExceededError:
+            if not self._give_back_idle():
+                raise
+        return directly()  # with what lay idle here
+
+    def _hold_from_more(
+        self,
+        agent_name: str,
+        tokens: int,
+        priced: dict[str, Any],
+        locally: Callable[[BudgetManager], Hold],
+    ) -> Hold | None:
         """Lease (more), and hold from that; ``None`` if a slice does not cover it."""
         seat = self._seat(agent_name)
+        usd = priced.get("usd")
         with seat.lock:
             for _ in range(4):  # an open request of before, a lease that has ended, other threads
-                need = Amounts(tokens, 0, how["calls"])
+                need = Amounts(tokens, 0 if usd is None else nano_dollars("usd", usd), priced.get("calls", 1))
                 if seat.books is not None:
                     if self._clock() < seat.until:
                         try:
-                            return seat.hold(agent_name, tokens, **how)
+                            return locally(seat.books.manager)
                         except BudgetExceededError as refused:
-                            need = _short(refused.decision)
+                            need = shortfalls(refused.decision)
                     else:
-                        need = _short(seat.books.manager.decide(agent_name, tokens, **_priced(how)))
-                elif how["usd"] is not None:
-                    need = need._replace(usd=nano_dollars("usd", how["usd"]))
+                        need = shortfalls(seat.books.manager.decide(agent_name, tokens, **priced))
                 if isinstance(self._ask(seat, need), SliceTooSmallError):
                     return None
         return None
@@ -264,7 +335,6 @@ class LeasedManager:
                 raise answer.error
         elif books is None:
             seat.books = books = self._open_books(seat, answer.hold_id)
-            seat.hold = books.manager.hold
         elif holder.usable_until == -inf:  # other axes are capped now
             self._give_back(seat, forced=True)
         else:
@@ -283,10 +353,10 @@ class LeasedManager:
                     self._seats[agent_name] = seat
         return seat
 
-    def _open_books(self, seat: _Seat, hold_id: int) -> _Books:
+    def _open_books(self, seat: _Seat, hold_id: int) -> SliceBooks:
         name, leased, shared = seat.holder.agent_name, seat.holder.leased, self._shared
-        manager = BudgetManager(
-            mode=shared.mode, keep=_KEEP, clock=self._clock, unknown_price=shared._unknown_price
+        manager = SliceDesk(
+            worker=self, mode=shared.mode, clock=self._clock, unknown_price=shared._unknown_price
         )
         manager._prices = shared._prices
         manager._price_table = shared._price_table
@@ -296,10 +366,10 @@ class LeasedManager:
             max_tokens=leased[TOKENS],
             min_reserve=0,
             confidence_threshold=1.0,
-            max_usd=None if usd is None else _dollars(usd),
+            max_usd=None if usd is None else dollars(usd),
             max_calls=leased[CALLS],
         )
-        return _Books(manager, name, hold_id)
+        return SliceBooks(manager, name, hold_id)
 
     # -- giving back -----------------------------------------------------------------------------------
 
@@ -343,10 +413,17 @@ class LeasedManager:
         if books is None:
             return
         used = books.used()
-        report = seat.holder.report(used)
-        if report is not None and used != books.told:
+        if seat.holder.hold_id is None or used == books.told:
+            return
+        guessed = books.take_guessed()
+        try:
+            report = seat.holder.report(used, estimated=guessed)
+            assert report is not None, "it has a lease"
             self._shared.answer(report)
-            books.told = used
+        except BaseException:
+            books.manager.guessed |= guessed
+            raise
+        books.told = used
 
     def _give_back(self, seat: _Seat, *, forced: bool = False) -> bool:
         """End the seat's lease; with calls in flight only if it is forced: they are booked in full."""
@@ -358,17 +435,17 @@ class LeasedManager:
         if any(flying) and not forced:
             books.go_on()
             return False
-        seat.holder.close(books.used().plus(flying))
+        seat.holder.close(books.used().plus(flying), estimated=any(flying) or books.take_guessed())
         self._retire(seat, books)
         self._say_finals(seat)
         return True
 
-    def _retire(self, seat: _Seat, books: _Books) -> None:
+    def _retire(self, seat: _Seat, books: SliceBooks) -> None:
         books.stop()
         books.told = seat.holder.closing.get(books.hold_id, books.told)
         if any(books.in_flight()):
             seat.watched.append(books)
-        seat.books, seat.hold, seat.until, seat.tended_used = None, _nobody, -inf, Amounts()
+        seat.books, seat.until, seat.tended_used = None, -inf, Amounts()
 
     def _tell_late(self, seat: _Seat) -> None:
         """Say what calls that were in flight have cost more than was booked for them."""
@@ -412,6 +489,9 @@ class LeasedManager:
         if failed is not None:
             raise failed
         atexit.unregister(self._at_exit)
+        if self._owns_shared:
+            stored: Any = self._shared
+            stored.close()
 
     def _shut(self, seat: _Seat) -> None:
         holder = seat.holder
@@ -453,18 +533,68 @@ class LeasedManager:
         books = None if seat is None else seat.books
         if left is None or books is None:
             return left
-        return left + (books.manager.remaining(agent_name, axis) or 0)
+        return left + (books.manager.ledger.remaining(agent_name, axis) or 0)
 
     def report(self, axis: Axis = TOKENS) -> dict[str, dict[str, int | None]]:
         """Tell what was spent here, and return the shared pool's report."""
+        self._tell_all()
+        return self._shared.report(axis)
+
+    def accounts(self, axis: Axis = TOKENS) -> tuple[Account, ...]:
+        """Tell what was spent here, and return the shared pool's accounts; what is leased is held there."""
+        self._tell_all()
+        return self._shared.accounts(axis)
+
+    def used(self) -> dict[Axis, tuple[int, int]]:
+        """Tell what was spent here, and return what was spent and granted in all; as the shared pool says."""
+        self._tell_all()
+        return self._shared.used()
+
+    def _tell_all(self) -> None:
+        may_wait()
         for seat in list(self._seats.values()):
             with seat.lock:
                 self._tell(seat)
-        return self._shared.report(axis)
+
+    def should_wind_down(self, hold: Hold) -> bool:
+        """Return whether the budget is nearly used up; see `BudgetManager.should_wind_down`."""
+        share = self._shared._wind_down_at
+        if any(has_reached(share, used, total) for used, total in self.used().values()):
+            return True
+        parts = {part.books.axis: part.amount for part in (hold, *hold.others)}
+        usd = dollars(parts[USD]) if parts.get(USD) else None
+        decision = self.decide(hold.agent_name, hold.amount, usd=usd, calls=parts.get(CALLS, 0))
+        return decision.status.refuses
+
+    # -- changing agents -------------------------------------------------------------------------------
 
     def report_confidence(self, agent_name: str, confidence: float) -> None:
         """Store a confidence in the shared pool; the next hold here asks there first."""
+        may_wait()
         self._shared.report_confidence(agent_name, confidence)
+        self._ask_first(agent_name)
+
+    def update_agent(self, agent_name: str, **terms: Any) -> BudgetContract:
+        """Change an agent's terms in the shared pool; the next hold here asks there first."""
+        contract = self._shared.update_agent(agent_name, **terms)
+        self._ask_first(agent_name)
+        return contract
+
+    def close_agent(self, agent_name: str) -> None:
+        """Give back what is leased of an agent, and close its account.
+
+        Raises
+        ------
+        AgentInUseError
+            It has open holds, here or elsewhere, or children, or another worker leases its budget.
+        """
+        seat = self._seats.get(agent_name)
+        if seat is not None:
+            with seat.lock:
+                self._give_back(seat)
+        self._shared.close_agent(agent_name)
+
+    def _ask_first(self, agent_name: str) -> None:
         seat = self._seats.get(agent_name)
         if seat is not None:
             with seat.lock:
@@ -484,17 +614,6 @@ def _forget(myself: weakref.ref[LeasedManager]) -> None:
         manager._seats, manager._life, manager._adding = {}, uuid4().hex, threading.Lock()
 
 
-def _short(decision: Decision | None) -> Amounts:
-    """Return what a local decision lacks, by axis."""
-    if decision is None:
-        return Amounts()
-    short = {each.axis: each.shortfall for each in (decision, *decision.others)}
-    return Amounts(short.get(TOKENS, 0), short.get(USD, 0), short.get(CALLS, 0))
-
-
-def _priced(how: dict[str, Any]) -> dict[str, Any]:
-    return {name: how[name] for name in ("usd", "calls", "model")}
-
-
-def _dollars(nano: int) -> Decimal:
-    return Decimal(nano).scaleb(-9)
+def _void(hold: Hold) -> None:
+    if hold.state == "open":
+        hold.void()

@@ -17,7 +17,7 @@ Examples
 (True, False)
 >>> holder.close(Amounts(tokens=20))
 >>> holder.final_reports()
-[Report(hold_id=7, used=Amounts(tokens=20, usd=0, calls=0, unpriced=0), final=True)]
+[Report(hold_id=7, used=Amounts(tokens=20, usd=0, calls=0, unpriced=0), final=True, estimated=False)]
 """
 
 from __future__ import annotations
@@ -160,11 +160,15 @@ class Ask(NamedTuple):
 
 
 class Report(NamedTuple):
-    """To the shared pool: what was spent of a lease in all; `final`: and nothing more will be."""
+    """To the shared pool: what was spent of a lease in all.
+
+    `final`: nothing more will be; `estimated`: some of it is an estimate.
+    """
 
     hold_id: int
     used: Amounts
     final: bool = False
+    estimated: bool = False
 
 
 class Slice(NamedTuple):
@@ -212,6 +216,8 @@ class LeaseHolder:
         The request that has no answer yet.
     closing : dict
         What was spent in all of leases that are given back, by hold, until that has been acknowledged.
+    guessed : set of int
+        Those of them where that is an estimate.
     """
 
     def __init__(self, agent_name: str, holder: str, lease: Lease, life: str) -> None:
@@ -223,6 +229,7 @@ class LeaseHolder:
         self.usable_until = -inf
         self.asked: Ask | None = None
         self.closing: dict[int, Amounts] = {}
+        self.guessed: set[int] = set()
         self.shut = False
         self._life = life
         self._asks = 0
@@ -280,14 +287,16 @@ class LeaseHolder:
                 self.leased[axis] = None if limit is None or more is None else limit + more
         self.usable_until = self._asked_at + self.lease.seconds * (1 - MARGIN)
 
-    def report(self, used: Amounts) -> Report | None:
+    def report(self, used: Amounts, *, estimated: bool = False) -> Report | None:
         """Return what to say of the lease on the way."""
-        return None if self.hold_id is None else Report(self.hold_id, used)
+        return None if self.hold_id is None else Report(self.hold_id, used, estimated=estimated)
 
-    def close(self, used: Amounts) -> None:
+    def close(self, used: Amounts, *, estimated: bool = False) -> None:
         """Give the lease back, `used` in all: it is said from now on until it is acknowledged."""
         if self.hold_id is not None:
             self.closing[self.hold_id] = used
+            if estimated:
+                self.guessed.add(self.hold_id)
             if self.asked is not None:  # for more of it: pointless now
                 self.asked = None
             self._forget()
@@ -303,12 +312,16 @@ class LeaseHolder:
 
     def final_reports(self) -> list[Report]:
         """Return what is to be said, again, of leases that are given back."""
-        return [Report(hold_id, used, final=True) for hold_id, used in self.closing.items()]
+        return [
+            Report(hold_id, used, final=True, estimated=hold_id in self.guessed)
+            for hold_id, used in self.closing.items()
+        ]
 
     def acknowledged(self, report: Report) -> None:
         """Note that a final report has been booked."""
         if report.final and self.closing.get(report.hold_id) == report.used:
             del self.closing[report.hold_id]
+            self.guessed.discard(report.hold_id)
 
     def _forget(self) -> None:
         self.hold_id, self.leased, self.usable_until = None, {}, -inf

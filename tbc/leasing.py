@@ -217,9 +217,10 @@ class LeasingDesk(SpendingDesk):
         if isinstance(message, Report):
             hold = self._find_lease(message.hold_id)
             if message.final:
-                self.settle_lease(hold, message.used[:3], unpriced=message.used.unpriced)
+                used, unpriced = message.used[:3], message.used.unpriced
+                self.settle_lease(hold, used, unpriced=unpriced, estimated=message.estimated)
             else:
-                self.report_lease(hold, message.used)
+                self.report_lease(hold, message.used, estimated=message.estimated)
             return message
         try:
             if message.hold_id is None:
@@ -239,7 +240,8 @@ class LeasingDesk(SpendingDesk):
     ) -> None:
         """Book what was spent of a lease in all; see `LeaseHold.report`."""
         with self._lock:
-            self._report(hold, total, self.ledger.look(), estimated=estimated, note=note)
+            now = self.ledger.look()
+            self._report(self._lease_now(hold.hold_id, hold), total, now, estimated=estimated, note=note)
         self._tell()
 
     def settle_lease(
@@ -258,7 +260,8 @@ class LeasingDesk(SpendingDesk):
         ]
         with self._lock:
             now = self.ledger.look()
-            settlement = self._settle(hold, checked, unpriced, now, estimated=estimated, note=note)
+            known = self._lease_now(hold.hold_id, hold)
+            settlement = self._settle(known, checked, unpriced, now, estimated=estimated, note=note)
         self._tell()
         return settlement
 
@@ -337,26 +340,36 @@ class LeasingDesk(SpendingDesk):
         super().extend_hold(hold, tokens, None, key, usd)
         if seconds is not None:
             with self._lock:
-                self._renew(hold, self.ledger.look() + seconds)
+                now = self.ledger.look()
+                self._renew(hold, now, now + seconds)
 
     # -- under the lock ----------------------------------------------------------------------------------
 
-    def _tend(self, now: float) -> None:
+    def finish_interrupted(self) -> None:
+        """Go on with what an exception out of a signal handler has interrupted; under the lock."""
         unfinished = self.ledger.unfinished
         if unfinished is not None and isinstance(unfinished[1], _Reporting):
             _book_report(self.ledger, *unfinished)
-        super()._tend(now)
+        super().finish_interrupted()
+
+    def forget_lease(self, hold_id: int) -> None:
+        """Forget a lease whose grant could not be kept; under the lock."""
+        self._leases.pop(hold_id, None)
 
     def _find_lease(self, hold_id: int) -> LeaseHold:
         with self._lock:
             self.ledger.look()
             return self._lease_now(hold_id)
 
-    def _lease_now(self, hold_id: int) -> LeaseHold:
-        found = self.ledger.open_holds.get(hold_id) or self._leases.get(hold_id)
+    def _lease_now(self, hold_id: int, hold: LeaseHold | None = None) -> LeaseHold:
+        found = self._look_up_lease(hold_id, hold) if type(hold_id) is int else None
         if not isinstance(found, LeaseHold):
             raise UnknownLeaseError(hold_id)
         return found
+
+    def _look_up_lease(self, hold_id: int, hold: Hold | None = None) -> Hold | None:
+        """Return the hold of this number; `hold`: the object that the caller has of it."""
+        return hold or self.ledger.open_holds.get(hold_id) or self._leases.get(hold_id)
 
     def _lease(self, ask: Ask, key: str | None) -> LeaseHold | Decision | SliceTooSmallError:
         share, seconds = check_fraction("share", ask.share), check_seconds("seconds", ask.seconds)
@@ -409,7 +422,7 @@ class LeasingDesk(SpendingDesk):
                 answer = Slice(
                     hold.hold_id, {axis: more.get(axis, 0) if axis in capped else None for axis in AXES}
                 )
-                self._renew(hold, now + seconds)
+                self._renew(hold, now, now + seconds)
             self._remember(ask.key, content, answer)
         return answer
 
@@ -436,8 +449,11 @@ class LeasingDesk(SpendingDesk):
             part.amount = part.granted = max(offered, wanted)
         return None
 
-    def _renew(self, hold: LeaseHold, ends_at: float) -> None:
-        hold.lease = hold.lease._replace(ends_at=max(hold.lease.ends_at, ends_at))
+    def _renew(self, hold: LeaseHold, now: float, ends_at: float) -> None:
+        if ends_at > hold.lease.ends_at:
+            # The journal says so: those who keep the books, and follow them, look at what it names.
+            self.ledger.book(now, Kind.EXTEND, hold.books, hold_id=hold.hold_id, key=hold.key)
+            hold.lease = hold.lease._replace(ends_at=ends_at)
 
     def _note_lease(self, hold: LeaseHold) -> None:
         self._leases[hold.hold_id] = hold
@@ -496,7 +512,7 @@ class LeasingDesk(SpendingDesk):
             part = known or self._part(hold, axis)
             more = part.amount if amount is None else max(0, amount - seen.on(axis))
             spent.append(Spent(part, more, estimated or amount is None, extra))
-        return lifecycle.settle(self.ledger, hold, spent, now, note=note)
+        return lifecycle.settle(self.ledger, hold, spent, now, note=note, kind=Kind.REPORT)
 
     def _part(self, hold: LeaseHold, axis: Axis) -> Part:
         """Return the hold's part on an axis; what was never set aside is of amount 0."""

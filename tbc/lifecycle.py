@@ -388,18 +388,25 @@ def settle_as_held(ledger: Ledger, hold: Hold, tokens: int, now: float, estimate
 
 
 def settle(
-    ledger: Ledger, hold: Hold, spent: Sequence[Spent], now: float, *, note: str | None = None
+    ledger: Ledger,
+    hold: Hold,
+    spent: Sequence[Spent],
+    now: float,
+    *,
+    note: str | None = None,
+    kind: Kind = Kind.SETTLE,
 ) -> Settlement:
     """Book what was spent, the tokens first, and end the hold; see `Hold.settle`.
 
-    An expired hold is settled late, once: all of it is excess, as nothing is set aside any more.
+    An expired hold is settled late, once: all of it is excess, as nothing is set aside any more. In the
+    journal it is of this `kind` if it is not late.
     """
     if hold.state == "voided":
         raise HoldEndedError(hold.hold_id, hold.state, "settled", hold.settlement)
     if hold.state == "settled":
         return _repeated(hold, spent, "settled")
     late = hold.settlement is not None
-    ending = Ending("settled", Kind.LATE_SETTLE if late else Kind.SETTLE, spent, now)
+    ending = Ending("settled", Kind.LATE_SETTLE if late else kind, spent, now)
     ending.note = note
     return _end(ledger, hold, ending)
 

@@ -23,6 +23,7 @@ from tbc.pool import nano_dollars
 
 if TYPE_CHECKING:
     from tbc.away import Allowance
+    from tbc.leases import Lease
     from tbc.money import Money
     from tbc.pricing import PriceTable, UnknownPrice
     from tbc.stores.store import Store
@@ -71,6 +72,12 @@ class BudgetManager(LeasingDesk):
         the books live and die with the process.
     pool : str, default "default"
         Which pool of the store. One that is there is found as it was left.
+    lease : Lease, optional
+        Spend from leases of the store's pool, at the speed of memory, as a `tbc.leased.LeasedManager` does;
+        that is what is returned. What is spent is seen by others when it is reported, a quarter of the
+        lease's length later.
+    holder : str, optional
+        The name of this worker, for those who look at the leases. Default: its host and process.
     when_away : Allowance, optional
         What this process may spend while the store cannot be reached; it is booked there afterwards. Default:
         nothing, operations raise the store's error; in audit mode everything.
@@ -95,8 +102,26 @@ class BudgetManager(LeasingDesk):
     {'allocated': 800, 'consumed': 0, 'remaining': 800}
     """
 
-    def __new__(cls, *, store: str | Store | None = None, **how: Any) -> BudgetManager:
-        """Return a manager, or one whose books are kept in a store."""
+    def __new__(
+        cls,
+        *,
+        store: str | Store | None = None,
+        lease: Lease | None = None,
+        holder: str | None = None,
+        **how: Any,
+    ) -> Any:
+        """Return a manager, one whose books are kept in a store, or one that leases from such a one."""
+        if lease is not None or holder is not None:
+            from tbc.leases import Lease
+
+            if store is None or not isinstance(lease, Lease):
+                raise InvalidContractError(
+                    f"lease={lease!r}, holder={holder!r}: leases need a tbc.Lease and a store, as in "
+                    'BudgetManager(store="sqlite:///...", lease=tbc.Lease(share=0.1, seconds=30))'
+                )
+            from tbc.leased import LeasedManager
+
+            return LeasedManager.over(BudgetManager(store=store, **how), lease, holder)
         return super().__new__(_stored_manager() if store is not None and cls is BudgetManager else cls)
 
     def __init__(
@@ -117,6 +142,8 @@ class BudgetManager(LeasingDesk):
         store: str | Store | None = None,
         pool: str = "default",
         when_away: Allowance | None = None,
+        lease: Lease | None = None,
+        holder: str | None = None,
     ) -> None:
         self._caps: dict[Axis, int | None] = {
             TOKENS: None if max_tokens is None else check_amount("max_tokens", max_tokens),

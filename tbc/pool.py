@@ -431,8 +431,12 @@ class Pool:
             raise AgentClosedError(agent_name)
         return books
 
-    def _tend(self, now: float) -> None:
+    def finish_interrupted(self) -> None:
+        """Go on with what an exception out of a signal handler has interrupted; under the lock."""
         lifecycle.finish_interrupted(self.ledger)
+
+    def _tend(self, now: float) -> None:
+        self.finish_interrupted()
         self.ledger.run_deferred(now)
         lifecycle.expire_due(self.ledger, now)
 

@@ -14,13 +14,17 @@ import numpy as np
 
 from tbc.clearing import Clearing
 from tbc.decision import Booking, Decision, Kind, Settlement, Status, Transfer
-from tbc.errors import CarveOutError
+from tbc.errors import CarveOutError, LeaseOpenError, SliceTooSmallError
+from tbc.leases import Amounts, LeaseTerms, Slice
 from tbc.reallocator import Rebalance
 
 __all__ = ["from_json", "to_json"]
 
 _FROZEN: dict[str, Any] = {kind.__name__: kind for kind in (Transfer, Decision, Rebalance, Clearing)}
-_TUPLES: dict[str, Any] = {kind.__name__: kind for kind in (Booking, Settlement)}
+_TUPLES: dict[str, Any] = {kind.__name__: kind for kind in (Amounts, Booking, LeaseTerms, Settlement, Slice)}
+_ERRORS: dict[str, Any] = {
+    kind.__name__: kind for kind in (CarveOutError, LeaseOpenError, SliceTooSmallError)
+}
 _WORDS: dict[str, Any] = {kind.__name__: kind for kind in (Kind, Status)}
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
@@ -61,8 +65,8 @@ def _plain(value: object) -> Any:
     if name in _FROZEN:
         fields = [field.name for field in attrs.fields(_FROZEN[name])]
         return {"": name, **{field: _plain(getattr(value, field)) for field in fields}}
-    if isinstance(value, CarveOutError):
-        return {"": "CarveOutError", "is": [_plain(each) for each in value.args]}
+    if isinstance(value, BaseException) and name in _ERRORS:
+        return {"": name, "is": [_plain(each) for each in value.args]}
     if isinstance(value, np.ndarray):
         return {"": "array", "is": value.tolist()}
     if isinstance(value, dict):
@@ -80,8 +84,8 @@ def _built(value: Any) -> Any:
     name = value.pop("")
     if name in _WORDS:
         return _WORDS[name](value["is"])
-    if name == "CarveOutError":
-        return CarveOutError(*_built(value["is"]))
+    if name in _ERRORS:
+        return _ERRORS[name](*_built(value["is"]))
     if name == "array":
         return np.array(value["is"], dtype=np.int64)
     if name == "dict":

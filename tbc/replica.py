@@ -7,13 +7,16 @@ the ledger's lock.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tbc.axes import TOKENS, Axis
 from tbc.contract import BudgetContract
 from tbc.decision import Kind
 from tbc.holds import Hold, Part
+from tbc.leases import LeaseTerms, Slice
+from tbc.leasing import LeaseHold
 from tbc.ledger import Books, Ledger
 from tbc.reallocator import Move
 from tbc.records import from_json, to_json
@@ -92,9 +95,14 @@ def hold_row(ledger: Ledger, hold: Hold) -> HoldRow:
         hold.model,
         None,
         None if settlement is None else to_json(settlement),
+        _lease_json(hold, ledger.wall(0.0)) if isinstance(hold, LeaseHold) else None,
         parts,
         loans,
     )
+
+
+def _lease_json(hold: LeaseHold, epoch: float) -> str:
+    return json.dumps({**hold.lease.as_json(epoch), "first": hold.first.amounts})
 
 
 # -- rows to books ---------------------------------------------------------------------------------------
@@ -192,10 +200,17 @@ def put_hold(manager: BudgetManager, hold: Hold | None, row: HoldRow) -> Hold:
     tokens = parts.get(TOKENS, PartRow(TOKENS, 0, 0))
     if hold is None:
         times = ledger.unwall(row.at), ledger.unwall(row.expires_at)
-        hold = Hold(manager, books, row.hold_id, tokens.amount, *times, row.key, row.operation, row.model)
+        made: Callable[..., Hold] = (
+            Hold if row.lease is None else partial(LeaseHold, LeaseTerms("", 0.0, 0.0))
+        )
+        hold = made(manager, books, row.hold_id, tokens.amount, *times, row.key, row.operation, row.model)
     else:
         _uncount_loans(hold)
         hold.expires_at = ledger.unwall(row.expires_at)
+    if isinstance(hold, LeaseHold) and row.lease is not None:
+        lease = json.loads(row.lease)
+        hold.lease = LeaseTerms.from_json(lease, ledger.wall(0.0))
+        hold.first = Slice(row.hold_id, lease["first"])
     lent = {part.books.axis: part.lenders for part in (hold, *hold.others)}
     hold.books = books
     hold.amount, hold.granted = tokens.amount, tokens.granted

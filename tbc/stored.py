@@ -27,6 +27,7 @@ from tbc.errors import (
     StoreError,
     StoreFullError,
     StoreStaleError,
+    TBCError,
 )
 from tbc.holds import Hold, PendingHold
 from tbc.keeper import Keeper
@@ -35,29 +36,36 @@ from tbc.stores.opening import open_store
 
 if TYPE_CHECKING:
     from tbc.decision import Settlement
+    from tbc.leasing import LeaseHold
     from tbc.stores.rows import PoolRow
     from tbc.stores.store import Store
     from tbc.usage import Usage
 
-__all__ = ["StoredDesk"]
+__all__ = ["StoredDesk", "WaitingHold"]
 
 
 #: What reads or writes the books: run where the log of the pool ends.
 _OPERATIONS: Final = (
     "accounts",
+    "answer",
     "close_agent",
+    "close_lease",
     "decide",
     "govern",
     "hold",
     "hold_call",
     "hold_priced",
+    "lease",
+    "leases",
     "rebalance",
     "record_usage",
     "register_agent",
     "remaining",
     "report",
     "report_confidence",
+    "report_lease",
     "reset_confidence",
+    "settle_lease",
     "should_wind_down",
     "top_up",
     "update_agent",
@@ -83,6 +91,8 @@ class StoredDesk:
     """What a `BudgetManager` does otherwise if its books are kept in a store; mixed in before it."""
 
     waits = True
+    worker: weakref.ref[Any] | None = None
+    """The `LeasedManager` that leases here, if one does."""
     plain: Callable[..., Any]
     """The same manager without a store."""
 
@@ -175,6 +185,12 @@ class StoredDesk:
     def extend_hold(self, hold: Hold, *how: Any, **more: Any) -> None:
         """Set more aside, or for longer; see `Hold.extend`."""
         self._clerk.run(self._on_hold("extend_hold", hold, how, more))
+
+    def _note_lease(self, hold: LeaseHold) -> None:
+        """Note nothing: the keeper knows the leases."""
+
+    def _look_up_lease(self, hold_id: int, hold: Hold | None = None) -> Hold | None:
+        return self._keeper.find_lease(hold_id, hold)
 
     def _on_hold(
         self, name: str, hold: Hold, how: tuple[Any, ...], more: dict[str, Any]
@@ -331,7 +347,17 @@ class _Sweeper:
                 with contextlib.suppress(StoreError):  # the next operation says it
                     manager._clerk.run(partial(_look, manager))
             manager.bring_home()
+            if manager.worker is not None:
+                _tend_worker(manager.worker)
             del manager  # while it waits, it keeps nobody alive
+
+
+def _tend_worker(worker: weakref.ref[Any]) -> None:
+    """Let the worker that leases here report, renew, and give back what is idle."""
+    leased = worker()
+    if leased is not None:
+        with contextlib.suppress(TBCError):  # it is tried again
+            leased.tend()
 
 
 def _look(manager: Any) -> None:

@@ -1,7 +1,8 @@
 """The bill of a run: its journal summed by agent, model, step and operation.
 
 Every number is a sum over lines of the journal: the totals are the journal's to the nano-dollar. An operation
-is one call that was wanted; its attempts are the calls that were made for it.
+is one call that was wanted; its attempts are the calls that were made for it. What workers spent from leases
+is reported in sums: their calls are counted, but stand under no model and under the operation ``lease``.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import attrs
 from tbc.axes import AXES, CALLS, TOKENS, USD, Axis, format_amount
 from tbc.contract import ROOT
 from tbc.decision import Kind
+from tbc.journal import ended_calls
 from tbc.money import to_usd
 from tbc.stores.rows import LineRow, RunRow, StepRow
 
 __all__ = ["Bill", "Charge", "as_csv", "as_json", "make_bill", "money"]
 
-_SPENDING = frozenset({Kind.SETTLE.value, Kind.LATE_SETTLE.value, Kind.USAGE.value})
+_SPENDING = frozenset({Kind.SETTLE.value, Kind.LATE_SETTLE.value, Kind.USAGE.value, Kind.REPORT.value})
 
 
 @attrs.frozen
@@ -124,7 +126,7 @@ def _charge(name: str, lines: list[LineRow]) -> Charge:
         name,
         spent[USD],
         spent[TOKENS],
-        sum(line.axis == TOKENS for line in lines),
+        sum(ended_calls(line.axis, line.kind, line.consumed) for line in lines),
         sum(line.unpriced for line in lines),
         any(line.estimated for line in lines),
     )

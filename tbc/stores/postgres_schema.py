@@ -69,6 +69,7 @@ CREATE TABLE holds (
     expires_at float8 NOT NULL,
     request_hash text,
     outcome text,
+    lease text,
     PRIMARY KEY (pool, hold_id)
 );
 CREATE INDEX open_holds ON holds (pool, hold_id) WHERE state = 'open';
@@ -186,15 +187,17 @@ BEGIN
     END IF;
     IF hold_rows IS NOT NULL THEN
         INSERT INTO holds
-            (pool, hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome)
-        SELECT of_pool, hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome
+            (pool, hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome, lease)
+        SELECT of_pool, hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome,
+            lease
         FROM jsonb_to_recordset(hold_rows) AS new (
             hold_id bigint, agent text, state text, at float8, expires_at float8, key text, operation text,
-            model text, request_hash text, outcome text)
+            model text, request_hash text, outcome text, lease text)
         ON CONFLICT (pool, hold_id) DO UPDATE SET
             agent = excluded.agent, state = excluded.state, at = excluded.at,
             expires_at = excluded.expires_at, key = excluded.key, operation = excluded.operation,
-            model = excluded.model, request_hash = excluded.request_hash, outcome = excluded.outcome;
+            model = excluded.model, request_hash = excluded.request_hash, outcome = excluded.outcome,
+            lease = excluded.lease;
     END IF;
     IF lent_holds IS NOT NULL THEN
         DELETE FROM loans WHERE pool = of_pool AND hold_id = ANY (lent_holds);

@@ -14,7 +14,7 @@ from tbc.stores.writer import Writer, unreadable
 
 __all__ = ["PostgresWriter"]
 
-_HOLD_FIELDS: Final = HoldRow._fields[:10]
+_HOLD_FIELDS: Final = HoldRow._fields[:11]
 _PART_FIELDS: Final = ("hold_id", *PartRow._fields)
 _LOAN_FIELDS: Final = ("hold_id", *LoanRow._fields)
 _LINE_FIELDS: Final = (
@@ -108,7 +108,7 @@ class PostgresWriter(Writer):
 
     def _keep_hold(self, pool: str, row: HoldRow) -> None:
         ours = row.hold_id
-        self._holds[ours] = _checked(_HOLD_FIELDS, row[:10])
+        self._holds[ours] = _checked(_HOLD_FIELDS, row[:11])
         for part in row.parts:
             self._parts[ours, part.axis] = _checked(_PART_FIELDS, (ours, *part))
         if row.loans is not None:

@@ -241,7 +241,7 @@ class LoanRow(NamedTuple):
 
 
 class HoldRow(NamedTuple):
-    """A hold. `outcome` is how it ended, as JSON.
+    """A hold. `outcome` is how it ended, as JSON; `lease` what makes it a lease, if it is one.
 
     To a writer, no `parts` and ``None`` for `loans` say that they are as they were.
     """
@@ -256,6 +256,7 @@ class HoldRow(NamedTuple):
     model: str | None = None
     request_hash: str | None = None
     outcome: str | None = None
+    lease: str | None = None
     parts: Sequence[PartRow] = ()
     loans: Sequence[LoanRow] | None = ()
 

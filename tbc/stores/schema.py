@@ -191,6 +191,7 @@ INSERT INTO meta VALUES
 ALTER TABLE agents ADD COLUMN version INTEGER NOT NULL DEFAULT 0 CHECK (version >= 0);
 CREATE INDEX agents_by_version ON agents (pool, version);
 ALTER TABLE hold_parts ADD COLUMN unpriced INTEGER NOT NULL DEFAULT 0 CHECK (unpriced IN (0, 1));
+ALTER TABLE holds ADD COLUMN lease TEXT;
 """,
 )
 
@@ -239,16 +240,16 @@ ADD_ACCOUNT: Final = """
 SET_HOLD: Final = """
     UPDATE holds SET
         state = ?4, at = ?5, expires_at = ?6, key = ?7, operation = ?8, model = ?9, request_hash = ?10,
-        outcome = ?11
+        outcome = ?11, lease = ?12
     WHERE pool = ?1 AND hold_id = ?2 AND agent = ?3"""
 PUT_HOLD: Final = """
     INSERT INTO holds
-        (pool, hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        (pool, hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome, lease)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (pool, hold_id) DO UPDATE SET
         agent = excluded.agent, state = excluded.state, at = excluded.at, expires_at = excluded.expires_at,
         key = excluded.key, operation = excluded.operation, model = excluded.model,
-        request_hash = excluded.request_hash, outcome = excluded.outcome"""
+        request_hash = excluded.request_hash, outcome = excluded.outcome, lease = excluded.lease"""
 PUT_PART: Final = """
     INSERT INTO hold_parts (pool, hold_id, axis, amount, granted, unpriced) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (pool, hold_id, axis) DO UPDATE SET

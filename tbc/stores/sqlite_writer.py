@@ -102,7 +102,7 @@ class SqliteWriter(Writer):
 
     def _keep_hold(self, pool: str, row: HoldRow) -> None:
         ours = (pool, row.hold_id)
-        values = (pool, *row[:10])
+        values = (pool, *row[:11])
         if not row.parts:  # mostly one that is there
             self._execute(schema.SET_HOLD, values)
         if row.parts or not self._connection.changes():

@@ -32,7 +32,8 @@ NEW_ACCOUNTS: Final = f"""{_ACCOUNT} AND (agent, axis) IN (
     ORDER BY position, axis"""
 
 _HOLD = """
-    SELECT hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome
+    SELECT hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome,
+        lease
     FROM holds WHERE pool = ?"""
 _PART = "SELECT hold_id, axis, amount, granted, unpriced FROM hold_parts WHERE pool = ?"
 _LOAN = "SELECT hold_id, axis, position, lender, kind, amount FROM loans WHERE pool = ?"

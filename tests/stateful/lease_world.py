@@ -62,9 +62,7 @@ class World:
         self.drift, self.offset = self.random.choice((0.9, 1.0, 1.1)), 0.0
         most = self.random.randint(200, 2000)
         self.caps = {"tokens": most, "calls": most // 3}
-        self.pool = tbc.BudgetManager(
-            max_tokens=self.caps["tokens"], max_calls=self.caps["calls"], clock=self.store_clock
-        )
+        self.pool = self.open_pool(max_tokens=self.caps["tokens"], max_calls=self.caps["calls"])
         for name, priority in (("reader", 1), ("writer", 9)):
             self.pool.register_agent(name, priority, max_tokens=0, max_calls=0)
         self.front = (front or Front)(self)
@@ -79,6 +77,9 @@ class World:
         for worker in self.workers:
             self.after(self.random.random(), worker.tick)
         self.after(1.0, self.sweep)
+
+    def open_pool(self, **caps: int) -> Any:
+        return tbc.BudgetManager(clock=self.store_clock, **caps)
 
     def store_clock(self) -> float:
         return self.now * self.drift + self.offset

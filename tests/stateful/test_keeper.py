@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import tempfile
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from hypothesis.stateful import invariant, run_state_machine_as_test
 
 import tbc
+from tbc.clock import ManualClock
 from tbc.errors import TBCError
 from tbc.keeper import Keeper
+from tbc.leases import Amounts, Ask
+from tbc.leasing import LeaseHold
 from tbc.stores import SqliteStore
 from tbc.testing import check_books
 from tests.stateful.test_axes import InDollarsToo, InDollarsTooMachine
@@ -28,6 +32,11 @@ def everything(manager):
         "holds": [
             (repr(hold), hold.loans, hold.expires_at, [part.granted for part in (hold, *hold.others)])
             for hold in manager.ledger.open_holds.values()
+        ],
+        "leases": [
+            (hold.hold_id, hold.lease, hold.first, hold.reported)
+            for hold in manager.ledger.open_holds.values()
+            if isinstance(hold, LeaseHold)
         ],
         "seq": manager.ledger.seq,
         "loans": {
@@ -58,7 +67,18 @@ def meddle(manager):
         attempt(manager.hold, name, 60 + number, usd=f"0.0000000{60 + number}", key=f"meddled {number}")
         attempt(manager.record_usage, name, 7, usd="0.000000009", confidence=0.9)
         attempt(manager.top_up, name, 3, key=f"more {number}")
+        attempt(manager.lease, name, share=0.5, holder="meddler", key=f"leased {number}")
+        attempt(manager.lease, name, 10**9, key=f"too much {number}")
     for number, hold in enumerate(list(manager.ledger.open_holds.values())):
+        if isinstance(hold, LeaseHold):
+            attempt(hold.report, 2 * number, usd="0.000000005", calls=number)
+            need = Amounts(tokens=number % 3)
+            ask = Ask(f"again {number}", hold.agent_name, "meddler", need, 0.5, 9.0 + number, hold.hold_id)
+            attempt(manager.answer, ask)
+            if number % 2:
+                attempt(hold.settle, 3 * number)
+                attempt(hold.report, 10**3, calls=10**3)
+            continue
         attempt(*((hold.settle, 3 * number), (hold.void,), (hold.extend, 2), (hold.settle, 500))[number % 4])
     attempt(manager.rebalance, dict.fromkeys(names, 11))
     for name in reversed(names):
@@ -134,4 +154,96 @@ def test_meddling_changes_the_books():
     before = everything(manager)
     meddle(manager)
     after = everything(manager)
-    assert all(after[name] != before[name] for name in before if name not in ("holds", "loans"))
+    assert all(after[name] != before[name] for name in before if name != "loans")
+
+
+def lease_steps():
+    numbers = st.integers(0, 5)
+    return st.lists(
+        st.tuples(
+            st.sampled_from(["lease", "report", "refill", "settle", "close", "hold", "wait"]),
+            numbers,
+            st.integers(0, 90),
+        ),
+        max_size=25,
+    )
+
+
+class Leasing:
+    """A pool with leases in it that is kept, and another manager that follows."""
+
+    def __init__(self, store):
+        self.clock = ManualClock(5.0)
+        self.store = store
+        self.manager = tbc.BudgetManager(max_tokens=500, max_calls=90, clock=self.clock)
+        self.keeper = Keeper(self.manager, store, "pool")
+        for name, priority in (("reader", 1), ("writer", 9)):
+            self.manager.register_agent(name, priority, max_tokens=100, max_calls=10)
+        self.other = tbc.BudgetManager(clock=self.clock)
+        self.following = Keeper(self.other, store, "pool")
+        self.holds = []
+        self.kept()
+        self.following.restore(store.load_pool("pool"))
+
+    def kept(self):
+        with self.keeper.keep():
+            pass
+
+    def step(self, number, what, which, amount):
+        hold = self.holds[which % len(self.holds)] if self.holds else None
+        if what == "lease":
+            with contextlib.suppress(TBCError):
+                self.holds.append(
+                    self.manager.lease(
+                        ("reader", "writer")[which % 2], amount, share=0.5, holder="w", key=f"k{number}"
+                    )
+                )
+        elif what == "hold":
+            attempt(self.manager.hold, ("reader", "writer")[which % 2], 2 * amount, key=f"h{number}")
+        elif what == "wait":
+            self.clock.advance(amount / 2)
+        elif hold is None:
+            return
+        elif what == "report":
+            hold.report(2 * amount, calls=which)
+        elif what == "refill":
+            need = Amounts(amount % 3 * 20, 0, 1)
+            ask = Ask(f"r{number}", hold.agent_name, "w", need, 0.3, 20.0, hold.hold_id, Amounts(amount))
+            self.manager.answer(ask)
+        elif what == "settle":
+            hold.settle(amount, calls=1)
+        elif what == "close":
+            attempt(self.manager.close_lease, hold.hold_id, amount)
+
+    def check(self):
+        self.kept()
+        self.following.follow(self.store.news("pool", self.following.mark))
+        expected = everything(self.manager)
+        assert difference(everything(self.other), expected) == {}
+        meddle(self.other)
+        for hold in self.holds:  # late ones too, of leases that have ended
+            attempt(self.following.find_lease(hold.hold_id).report, 10**4, calls=10**3)
+        with self.other.ledger.lock:
+            self.following.undo()
+        assert difference(everything(self.other), expected) == {}
+        again = tbc.BudgetManager(clock=self.clock)
+        Keeper(again, self.store, "pool").restore(self.store.load_pool("pool"))
+        assert difference(everything(again), expected) == {}
+        for manager in (self.manager, self.other, again):
+            check_books(manager)
+        for hold in self.holds:
+            assert self.following.find_lease(hold.hold_id).reported == hold.reported
+
+
+@settings(max_examples=40, deadline=None)
+@given(lease_steps())
+def test_leases_are_kept_and_followed_and_taken_back(steps):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        SqliteStore(folder + "/b.db", synchronous="NORMAL") as store,
+    ):
+        pool = Leasing(store)
+        for number, step in enumerate(steps):
+            pool.step(number, *step)
+            pool.check()
+        assert all(check.ok for check in store.verify())

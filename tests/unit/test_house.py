@@ -44,6 +44,7 @@ FLOORS = [
     "away | clerk",
     "stored",
     "manager",
+    "slices",
     "leased",
     "__init__",
     "swarm | runs | policy",

@@ -157,7 +157,7 @@ class TestReports:
         lease.settle(45)
         assert [(each.kind, each.tokens) for each in manager.ledger.history("writer")] == [
             (tbc.Kind.REPORT, 30),
-            (tbc.Kind.SETTLE, 15),
+            (tbc.Kind.REPORT, 15),
         ]
 
     def test_loans_go_back_but_for_what_was_spent(self, clock):

@@ -1,0 +1,210 @@
+"""Local books of a worker: what it has leased of one agent's budget, as a pool of one agent.
+
+What these books cannot answer by themselves is asked of the `Worker` in front of them, `tbc.leased`. An event
+loop must not wait for its answer: what would have to, raises `Waits` there, and is done again in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
+from tbc.decision import Decision, Settlement
+from tbc.holds import Hold
+from tbc.leases import Amounts
+from tbc.manager import BudgetManager
+
+if TYPE_CHECKING:
+    from tbc.money import Money
+    from tbc.usage import Usage
+
+__all__ = [
+    "SliceBooks",
+    "SliceDesk",
+    "Waits",
+    "Worker",
+    "dollars",
+    "may_wait",
+    "shortfalls",
+    "without_waiting",
+]
+
+#: What one seat keeps of its journal; the shared pool has the lasting one.
+_KEEP: Final = 256
+
+
+class Worker(Protocol):
+    """What local books ask."""
+
+    async def aside(self, work: Callable[..., Any], *values: Any) -> Any:
+        """Await what may wait for the shared pool."""
+
+    def ask_for(self, desk: SliceDesk, agent_name: str, more: Amounts) -> None:
+        """Ask for more of a lease."""
+
+    def remaining(self, agent_name: str, axis: Axis = TOKENS) -> int | None:
+        """Return what an agent has left."""
+
+    def should_wind_down(self, hold: Hold) -> bool:
+        """Return whether the budget is nearly used up."""
+
+
+class Waits(Exception):
+    """What was asked for cannot be had without waiting for the shared pool."""
+
+
+#: Whether whoever asks is an event loop, which must not wait.
+_MUST_NOT_WAIT: ContextVar[bool] = ContextVar("tbc_must_not_wait", default=False)
+
+
+@contextmanager
+def without_waiting() -> Generator[None]:
+    """Return a block in which `Waits` is raised where something would have to wait."""
+    token = _MUST_NOT_WAIT.set(True)
+    try:
+        yield
+    finally:
+        _MUST_NOT_WAIT.reset(token)
+
+
+def may_wait() -> None:
+    """Raise `Waits` if whoever asks must not wait."""
+    if _MUST_NOT_WAIT.get():
+        raise Waits
+
+
+class SliceDesk(BudgetManager):
+    """The desk of the local books. What they cannot answer by themselves is asked of the worker."""
+
+    def __init__(self, *, worker: Worker, **how: Any) -> None:
+        super().__init__(keep=_KEEP, **how)
+        self._worker = worker
+        self.waits = True  # only for the shared pool: see `arun`
+        self.guessed = False
+
+    async def arun(self, operation: Callable[[], Any]) -> Any:
+        """Await an operation: at once if the slice covers it, else aside."""
+        try:
+            with without_waiting():
+                return operation()
+        except Waits:
+            return await self._worker.aside(operation)
+
+    def settle_hold(
+        self,
+        hold: Hold,
+        tokens: int | None,
+        estimated: bool = False,
+        usd: Money | None = None,
+        calls: int | None = None,
+        usage: Usage | None = None,
+        nano: int | None = None,
+    ) -> Settlement:
+        """End a hold; what was spent beyond the slice is asked for first."""
+        if type(tokens) is int and tokens > hold.amount and hold.settlement is None:
+            left = self.ledger.remaining(hold.agent_name)
+            if left is not None and tokens - hold.amount > left:
+                self._worker.ask_for(self, hold.agent_name, Amounts(tokens - hold.amount - left))
+        ended = super().settle_hold(hold, tokens, estimated, usd, calls, usage, nano)
+        if ended.estimated:
+            self.guessed = True
+        return ended
+
+    def end_later(
+        self, hold: Hold, tokens: int | None, *, estimated: bool, usage: Usage | None = None
+    ) -> None:
+        """Settle without ever waiting."""
+        self.guessed |= estimated
+        super().end_later(hold, tokens, estimated=estimated, usage=usage)
+
+    def extend_hold(
+        self,
+        hold: Hold,
+        tokens: int = 0,
+        expires_s: float | None = None,
+        key: str | None = None,
+        usd: Money | None = None,
+    ) -> None:
+        """Set more aside: what the slice does not cover is asked for first."""
+        if tokens or usd is not None:
+            short = shortfalls(self.decide(hold.agent_name, tokens, usd=usd, calls=0, model=hold.model))
+            if any(short):
+                self._worker.ask_for(self, hold.agent_name, short)
+        super().extend_hold(hold, tokens, expires_s, key, usd)
+
+    def remaining(self, agent_name: str, axis: Axis = TOKENS) -> int | None:
+        """Return what the agent has left, in the shared pool and here."""
+        return self._worker.remaining(agent_name, axis)
+
+    def should_wind_down(self, hold: Hold) -> bool:
+        """Return whether the budget of the shared pool is nearly used up."""
+        return self._worker.should_wind_down(hold)
+
+
+class SliceBooks:
+    """The local books of one lease: a pool of one agent whose caps are what is leased."""
+
+    def __init__(self, manager: SliceDesk, agent_name: str, hold_id: int) -> None:
+        self.manager = manager
+        self.agent_name = agent_name
+        self.hold_id = hold_id
+        self.told = Amounts()  # the total that the shared pool knows
+
+    def used(self) -> Amounts:
+        """Return what was spent in all."""
+        ledger, name = self.manager.ledger, self.agent_name
+        with ledger.lock:
+            ledger.look()
+            books = ledger.find(name)
+            tokens, usd, calls = (ledger.row(books, axis)["consumed"] or 0 for axis in AXES)
+            priced = ledger.look_up(USD, books)
+            return Amounts(tokens, usd, calls, 0 if priced is None else priced.unpriced)
+
+    def in_flight(self) -> Amounts:
+        """Return what open holds have set aside."""
+        ledger = self.manager.ledger
+        with ledger.lock:
+            ledger.look()
+            books = ledger.find(self.agent_name)
+            found = [ledger.look_up(axis, books) for axis in AXES]
+            calls = len(ledger.open_holds) if found[2] is None else found[2].held
+            return Amounts(books.held, 0 if found[1] is None else found[1].held, calls)
+
+    def grant(self, more: dict[Axis, int]) -> None:
+        """Raise the caps."""
+        self.manager.top_up(
+            self.agent_name,
+            more.get(TOKENS, 0),
+            usd=dollars(more[USD]) if more.get(USD) else None,
+            calls=more.get(CALLS, 0),
+        )
+
+    def take_guessed(self) -> bool:
+        """Return whether some of what was spent since this was last asked is an estimate."""
+        guessed, self.manager.guessed = self.manager.guessed, False
+        return guessed
+
+    def stop(self) -> None:
+        """Grant no hold any more."""
+        self.manager.report_confidence(self.agent_name, 1.0)
+
+    def go_on(self) -> None:
+        """Grant holds again."""
+        self.manager.reset_confidence(self.agent_name)
+
+
+def shortfalls(decision: Decision | None) -> Amounts:
+    """Return what a decision lacks, by axis; nothing if there is none."""
+    if decision is None:
+        return Amounts()
+    short = {each.axis: each.shortfall for each in (decision, *decision.others)}
+    return Amounts(short.get(TOKENS, 0), short.get(USD, 0), short.get(CALLS, 0))
+
+
+def dollars(nano: int) -> Decimal:
+    """Return nano-dollars as dollars."""
+    return Decimal(nano).scaleb(-9)
