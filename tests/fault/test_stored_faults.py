@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import os
 import pickle
@@ -15,6 +16,7 @@ import random
 import signal
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -285,8 +287,8 @@ def _void(manager, number):
 
 def test_fault_10_kill_9_between_hold_and_settle(url, manage, monkeypatch):
     """The hold ends, another process frees it without being asked for anything, and nothing is stuck."""
-    monkeypatch.setattr(tbc.stored, "_EVERY_S", 0.1)
-    monkeypatch.setattr(tbc.stored, "_FOLLOW_EVERY_S", 0.2)
+    monkeypatch.setattr("tbc.stored._EVERY_S", 0.1)
+    monkeypatch.setattr("tbc.stored._FOLLOW_EVERY_S", 0.2)
     manager = manage(max_tokens=100)
     manager.register_agent("a", max_tokens=0)
     with Worker(url) as worker:
@@ -1256,6 +1258,17 @@ def test_fault_48_the_interpreter_ends_with_open_holds(url, manager, way):
     else:
         assert held == [10] and known == 0
     check_books(manager)
+
+
+def test_a_manager_that_is_dropped_without_close_is_not_kept_alive_by_its_sweeper(url, monkeypatch):
+    """The thread that frees what has expired knows the manager only while it looks."""
+    monkeypatch.setattr("tbc.stored._EVERY_S", 0.05)
+    monkeypatch.setattr("tbc.stored._FOLLOW_EVERY_S", 0.05)
+    manager = tbc.BudgetManager(store=url, max_tokens=10)
+    known = weakref.ref(manager)
+    time.sleep(0.2)
+    del manager
+    assert eventually(lambda: gc.collect() >= 0 and known() is None)
 
 
 # -- the list --------------------------------------------------------------------------------------------
