@@ -248,7 +248,7 @@ class Keeper:
             return row if row.loans else row._replace(loans=None)
         parts, loans = row.parts, row.loans
         same = () if known[1].parts == parts else parts, None if known[1].loans == loans else loans
-        return HoldRow._make(row[:10] + same)
+        return HoldRow._make(row[:11] + same)
 
     def kept(self, changes: Changes, mark: Mark) -> None:
         """Remember that it is written, and how far the pool has come with it; under the ledger's lock."""
