@@ -16,7 +16,7 @@ from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
 from tbc.decision import Decision, Settlement
 from tbc.holds import Hold
 from tbc.leases import Amounts
-from tbc.manager import BudgetManager
+from tbc.leasing import LeasingDesk
 from tbc.pool import amounts_of
 
 if TYPE_CHECKING:
@@ -78,8 +78,11 @@ def may_wait() -> None:
         raise Waits
 
 
-class SliceDesk(BudgetManager):
-    """The desk of the local books. What they cannot answer by themselves is asked of the worker."""
+class SliceDesk(LeasingDesk):
+    """The desk of the local books; a manager is made of it by `BudgetManager.make_slice`.
+
+    What the books cannot answer by themselves is asked of the worker.
+    """
 
     def __init__(self, *, worker: Worker, **how: Any) -> None:
         super().__init__(keep=_KEEP, **how)
