@@ -343,6 +343,9 @@ class Keeper:
         for row in changes.agents:
             if row.agent not in self._agents:
                 replica.drop_agent(ledger, row.agent)
+        kept_axes = {axis for _, axis in self._accounts}
+        for axis in [axis for axis in ledger.sides if axis not in kept_axes]:
+            del ledger.sides[axis]
         ledger.noted.clear()
         self._answers.take_back()
 

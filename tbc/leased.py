@@ -46,7 +46,6 @@ from tbc.decision import Decision
 from tbc.errors import BudgetExceededError, SliceTooSmallError, StoreError, TBCError
 from tbc.holds import Hold, PendingHold
 from tbc.leases import Amounts, Lease, LeaseHolder, Refused, Report
-from tbc.manager import BudgetManager
 from tbc.pool import has_reached, nano_dollars
 from tbc.slices import SliceBooks, SliceDesk, Waits, dollars, may_wait, shortfalls, without_waiting
 from tbc.stored import WaitingHold
@@ -54,6 +53,7 @@ from tbc.stored import WaitingHold
 if TYPE_CHECKING:
     from tbc.contract import BudgetContract
     from tbc.govern import Governed
+    from tbc.manager import BudgetManager
     from tbc.money import Money
     from tbc.tree import Account
     from tbc.usage import Usage
@@ -165,7 +165,7 @@ class LeasedManager:
             "operation": operation,
         }
 
-        def locally(manager: BudgetManager) -> Hold:
+        def locally(manager: SliceDesk) -> Hold:
             return manager.hold(agent_name, tokens, **how)
 
         def directly() -> Hold:
@@ -195,7 +195,7 @@ class LeasedManager:
         tokens = check_amount("tokens", input_tokens + output_tokens)
         how: dict[str, Any] = {"model": model, "expires_s": expires_s, "operation": operation}
 
-        def locally(manager: BudgetManager) -> Hold:
+        def locally(manager: SliceDesk) -> Hold:
             return manager.hold_call(agent_name, input_tokens, output_tokens, at_least=tokens, **how)
 
         def directly() -> Hold:
@@ -261,7 +261,7 @@ class LeasedManager:
         agent_name: str,
         tokens: int,
         priced: dict[str, Any],
-        locally: Callable[[BudgetManager], Hold],
+        locally: Callable[[SliceDesk], Hold],
         directly: Callable[[], Hold],
     ) -> Hold:
         """Hold from the lease, or from a larger one, or else in the shared pool."""
@@ -295,7 +295,7 @@ class LeasedManager:
         agent_name: str,
         tokens: int,
         priced: dict[str, Any],
-        locally: Callable[[BudgetManager], Hold],
+        locally: Callable[[SliceDesk], Hold],
     ) -> Hold | None:
         """Lease (more), and hold from that; ``None`` if a slice does not cover it."""
         seat = self._seat(agent_name)
@@ -355,11 +355,7 @@ class LeasedManager:
 
     def _open_books(self, seat: _Seat, hold_id: int) -> SliceBooks:
         name, leased, shared = seat.holder.agent_name, seat.holder.leased, self._shared
-        manager = SliceDesk(
-            worker=self, mode=shared.mode, clock=self._clock, unknown_price=shared._unknown_price
-        )
-        manager._prices = shared._prices
-        manager._price_table = shared._price_table
+        manager = shared.make_slice(self, self._clock)
         usd = leased[USD]
         manager.register_agent(
             name,

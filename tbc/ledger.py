@@ -384,11 +384,14 @@ class Ledger:
             parent = found
         return parent
 
-    def open_side(self, axis: Axis) -> Side:
-        """Return the tree of an axis, opened if it is not; what is known of the past is carried over."""
+    def open_side(self, axis: Axis, *, carry: bool = True) -> Side:
+        """Return the tree of an axis, opened if it is not; what is known of the past is carried over.
+
+        Not to `carry` it is for those who find in a store what was.
+        """
         side = self.sides.get(axis)
         if side is None:
-            counts, now = self.journal.calls(), self.clock()
+            counts, now = self.journal.calls() if carry else {}, self.clock()
             side = Side(_DollarBooks if axis == USD else _CallBooks)
             carried = [(self._open_on(side, axis, self.find(name)), count) for name, count in counts.items()]
             self.sides[axis] = side

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tbc.leases import Lease
     from tbc.money import Money
     from tbc.pricing import PriceTable, UnknownPrice
+    from tbc.slices import SliceDesk, Worker
     from tbc.stores.store import Store
     from tbc.tokens import Counter
     from tbc.usage import Usage
@@ -180,6 +181,14 @@ class BudgetManager(LeasingDesk):
         """What a store keeps of the pool itself: the caps that it was opened with, as JSON."""
         return json.dumps(self._caps)
 
+    def make_slice(self, worker: Worker, clock: Clock) -> SliceDesk:
+        """Return local books for a worker that leases here: a manager with the same prices and mode."""
+        made: SliceDesk = _slice_manager()(
+            worker=worker, mode=self._mode, clock=clock, unknown_price=self._unknown_price
+        )
+        made._prices, made._price_table = self._prices, self._price_table
+        return made
+
     # -- governed calls --------------------------------------------------------------------------------
 
     def govern(
@@ -300,3 +309,14 @@ def _stored_manager() -> type[BudgetManager]:
         plain = BudgetManager
 
     return StoredManager
+
+
+@functools.cache
+def _slice_manager() -> type[Any]:
+    """Return the class of managers that are local books of a worker; ``import tbc`` does not pay for it."""
+    from tbc.slices import SliceDesk
+
+    class SliceManager(SliceDesk, BudgetManager):
+        """A `BudgetManager` that has a slice of another one's pool."""
+
+    return SliceManager

@@ -171,6 +171,8 @@ def put_account(ledger: Ledger, row: AccountRow) -> None:
     """Let an account have the numbers of its row."""
     axis: Axis = row.axis  # type: ignore[assignment]  # a store keeps no others
     token_books = ledger.find(row.agent)
+    if axis != TOKENS:
+        ledger.open_side(axis, carry=False)
     books = ledger.on(axis, token_books)
     if books.closed != token_books.closed:
         assert token_books.parent is not None, "the root is never closed"

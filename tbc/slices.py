@@ -16,7 +16,8 @@ from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
 from tbc.decision import Decision, Settlement
 from tbc.holds import Hold
 from tbc.leases import Amounts
-from tbc.manager import BudgetManager
+from tbc.leasing import LeasingDesk
+from tbc.pool import amounts_of
 
 if TYPE_CHECKING:
     from tbc.money import Money
@@ -77,8 +78,11 @@ def may_wait() -> None:
         raise Waits
 
 
-class SliceDesk(BudgetManager):
-    """The desk of the local books. What they cannot answer by themselves is asked of the worker."""
+class SliceDesk(LeasingDesk):
+    """The desk of the local books; a manager is made of it by `BudgetManager.make_slice`.
+
+    What the books cannot answer by themselves is asked of the worker.
+    """
 
     def __init__(self, *, worker: Worker, **how: Any) -> None:
         super().__init__(keep=_KEEP, **how)
@@ -130,11 +134,20 @@ class SliceDesk(BudgetManager):
         usd: Money | None = None,
     ) -> None:
         """Set more aside: what the slice does not cover is asked for first."""
-        if tokens or usd is not None:
-            short = shortfalls(self.decide(hold.agent_name, tokens, usd=usd, calls=0, model=hold.model))
-            if any(short):
-                self._worker.ask_for(self, hold.agent_name, short)
+        amounts = amounts_of(tokens, usd, 0)
+        ceiling = hold.ceiling_of(hold.amount + tokens) if tokens and usd is None else None
+        if ceiling is not None:
+            amounts[USD] = max(0, ceiling - hold.usd)
+        with self._lock:
+            self.ledger.look()
+            short = Amounts(*(self._lacks(hold, axis, amounts.get(axis, 0)) for axis in AXES))
+        if any(short):
+            self._worker.ask_for(self, hold.agent_name, short)
         super().extend_hold(hold, tokens, expires_s, key, usd)
+
+    def _lacks(self, hold: Hold, axis: Axis, amount: int) -> int:
+        own = self.ledger.look_up(axis, hold.books)
+        return 0 if not amount or own is None or not own.capped else max(0, amount - own.remaining)
 
     def remaining(self, agent_name: str, axis: Axis = TOKENS) -> int | None:
         """Return what the agent has left, in the shared pool and here."""

@@ -31,6 +31,8 @@ _POSTGRES = ("postgresql://", "postgres://")
 _Flag = Annotated[bool, Parameter(negative="")]
 
 store = App(name="store", help="Look after a store: verify it, copy it, see what it holds.")
+store.command("tbc.cli.leases:leases", name="leases")
+store.command("tbc.cli.leases:close_lease", name="close-lease")
 
 
 class Checked(NamedTuple):

@@ -510,3 +510,41 @@ def test_a_store_that_vanishes_ends_it_with_code_4():
     assert "Traceback" not in rest
     assert not Path("s.db").exists()
     os.close(ours)
+
+
+def test_leases_are_listed_and_closed_once_their_end_has_passed(capsys):
+    clock = tbc.clock.ManualClock(1_000.0)
+    with SqliteStore("books.db") as store:
+        for pool in ("one", "two"):
+            manager = tbc.BudgetManager(store=store, pool=pool, clock=clock, max_tokens=1000, max_usd="1")
+            manager.register_agent("writer", max_tokens=0, max_usd=0)
+            manager.close()
+        manager = tbc.BudgetManager(store=store, pool="two", clock=clock)
+        old = manager.lease("writer", share=0.5, seconds=30, holder="host:1").hold_id
+        manager.close()
+        manager = tbc.BudgetManager(store=store, pool="two")  # by the store's own clock: now
+        new = manager.lease("writer", share=0.5, seconds=3000, holder="host:2").hold_id
+        manager.close()
+    assert run(["store", "leases", "books.db", "--pool", "one"]) == 0
+    assert capsys.readouterr().out == "No lease is open.\n"
+    assert run(["store", "leases", "books.db"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (first,) = (line for line in lines if "host:1" in line)
+    (second,) = (line for line in lines if "host:2" in line)
+    assert "1970-01-01 00:17:10 UTC, overdue" in first and "500 tokens, $0.50" in first
+    assert "overdue" not in second
+    assert run(["store", "close-lease", "books.db", str(old)]) == 2  # in which pool?
+    assert "one, two" in capsys.readouterr().err
+    assert run(["store", "close-lease", "books.db", str(new), "--pool", "two"]) == 2
+    assert "may still be spent by worker 'host:2'" in capsys.readouterr().err
+    close = ["store", "close-lease", "books.db", str(old), "--pool", "two"]
+    assert run([*close, "--tokens", "70", "--usd", "0.1", "--calls", "2", "--note", "by the bill"]) == 0
+    assert "70 tokens, $0.10, 2 calls booked now, the rest is free" in capsys.readouterr().out
+    assert run([*close, "--tokens", "80", "--note", "more"]) == 0
+    assert "had ended" in capsys.readouterr().out
+    assert run(["store", "close-lease", "books.db", "10000", "--pool", "two"]) == 2
+    assert run(["store", "leases", "books.db", "--pool", "none"]) == 2
+    assert run(["store", "verify", "books.db"]) == 0
+    with SqliteStore("books.db") as store:
+        notes = [(line.note, line.consumed) for line in store.entries("two") if line.axis == "tokens"]
+    assert ("by the bill", 70) in notes and ("more", 10) in notes

@@ -201,6 +201,28 @@ def test_a_pool_that_begins_to_count_dollars_after_leases_knows_how_many_calls_h
     assert next(a for a in manager.accounts("usd") if a.agent_name == "writer").unpriced == 10
 
 
+def test_an_axis_that_is_opened_by_a_lease_is_followed_line_by_line_and_taken_back(opened, monkeypatch):
+    manager = opened(max_tokens=1000)
+    manager.register_agent("writer", max_tokens=0)
+    manager.hold("writer", 5).settle(4)
+    other = opened()
+    other.report()
+
+    def full(*_):
+        raise tbc.StoreFullError("x", "no room", "make some")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(other._keeper, "write", full)
+        with pytest.raises(tbc.StoreFullError):
+            other.lease("writer", share=0.1)
+    assert other.report("calls") == manager.report("calls") and "calls" not in other.ledger.sides
+    manager.lease("writer", share=0.1).report(7, calls=2)
+    for each in (other, opened()):
+        assert each.report("calls")["writer"]["consumed"] == 3
+        assert each.ledger.entries() == manager.ledger.entries()
+        check_books(each)
+
+
 class StoredWorld(World):
     """The pool is kept, and every message reaches another of two processes; one is now and then replaced."""
 
