@@ -82,7 +82,7 @@ def _engine() -> str:
 
 
 def _one_caller(folder: Path, smoke: bool) -> dict[str, Any]:
-    rounds, calls = (2, 5) if smoke else (21, 300)
+    rounds, calls = (2, 5) if smoke else (15, 100)
     store, bare = SqliteStore(folder / "one.db"), BareFile(str(folder / "bare-one.db"), 1)
     fill(store, "pool", 1)
     with store, tbc.BudgetManager(store=store, pool="pool") as manager:

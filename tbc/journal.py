@@ -125,7 +125,8 @@ class Journal:
                 for name, sums in opening.items()
             ]
         newest = list(islice(reversed(self.lines), max(0, wanted)))  # from the end: mostly few are asked for
-        entries.extend((seq, *_fields(line)) for seq, line in enumerate(reversed(newest), last - wanted + 1))
+        newest.reverse()
+        entries += [(seq, *_fields(line)) for seq, line in enumerate(newest, last - wanted + 1)]
         return entries
 
     def holds(self, since: int, last: int) -> list[Any]:

@@ -29,7 +29,12 @@ _WORDS: dict[str, Any] = {kind.__name__: kind for kind in (Kind, Status)}
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _NEEDED = object()
-_dump = json.JSONEncoder(separators=(",", ":")).encode
+#: The fields of those that are tuples, with their defaults.
+_FIELDS: dict[str, Any] = {
+    name: [(field, kind._field_defaults.get(field, _NEEDED)) for field in kind._fields]
+    for name, kind in _TUPLES.items()
+}
+_dump = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 def to_json(value: object) -> str:
@@ -58,10 +63,11 @@ def _plain(value: object) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     if name in _TUPLES:
-        defaults = kind._field_defaults  # type: ignore[attr-defined]
-        pairs = zip(kind._fields, value, strict=True)  # type: ignore[attr-defined, call-overload]
-        told = {field: _plain(each) for field, each in pairs if each != defaults.get(field, _NEEDED)}
-        return {"": name, **told}
+        told = {"": name}
+        for (field, default), each in zip(_FIELDS[name], value, strict=True):  # type: ignore[call-overload]
+            if each != default:
+                told[field] = each if type(each) in _SCALARS else _plain(each)
+        return told
     if name in _FROZEN:
         fields = [field.name for field in attrs.fields(_FROZEN[name])]
         return {"": name, **{field: _plain(getattr(value, field)) for field in fields}}

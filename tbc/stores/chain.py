@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from tbc.stores.rows import Line, check_id, check_int
+from tbc.stores.rows import Line, LineRow, check_id, check_int, check_ints
 
 __all__ = ["Fields", "PoolCheck", "fields_of", "follow", "genesis", "link"]
 
@@ -22,7 +22,9 @@ __all__ = ["Fields", "PoolCheck", "fields_of", "follow", "genesis", "link"]
 #: unpriced, hold_id, key, note, model, estimated.
 Fields = tuple[Any, ...]
 
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
+_AMOUNTS = ("seq", "allocated", "consumed", "held", "unpriced")
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, check_circular=False).encode
 _sha256 = hashlib.sha256
 
 
@@ -39,22 +41,42 @@ def fields_of(line: Line) -> Fields:
     InvalidAmountError
         If an amount is not a whole number of 64 bits, or an id none.
     """
+    if type(line) is not LineRow:
+        line = LineRow._make([getattr(line, name) for name in LineRow._fields])
+    (
+        seq,
+        at,
+        kind,
+        agent,
+        peer,
+        allocated,
+        consumed,
+        held,
+        hold_id,
+        key,
+        note,
+        estimated,
+        axis,
+        model,
+        unpriced,
+    ) = line
+    check_ints(_AMOUNTS, (seq, allocated, consumed, held, unpriced))
     return (
-        check_int("seq", line.seq),
-        float(line.at) + 0.0,  # -0.0 would come back as 0.0
-        check_id("kind", str(line.kind)),
-        check_id("axis", line.axis),
-        check_id("agent_name", line.agent_name),
-        None if line.peer is None else check_id("peer", line.peer),
-        check_int("allocated", line.allocated),
-        check_int("consumed", line.consumed),
-        check_int("held", line.held),
-        check_int("unpriced", line.unpriced),
-        None if line.hold_id is None else check_int("hold_id", line.hold_id),
-        None if line.key is None else check_id("key", line.key),
-        line.note,
-        line.model,
-        int(line.estimated),
+        seq,
+        float(at) + 0.0,  # -0.0 would come back as 0.0
+        check_id("kind", str(kind)),
+        check_id("axis", axis),
+        check_id("agent_name", agent),
+        None if peer is None else check_id("peer", peer),
+        allocated,
+        consumed,
+        held,
+        unpriced,
+        None if hold_id is None else check_int("hold_id", hold_id),
+        None if key is None else check_id("key", key),
+        note,
+        model,
+        int(estimated),
     )
 
 

@@ -228,7 +228,7 @@ PUT_AGENT: Final = """
         position = excluded.position, parent = excluded.parent, terms = excluded.terms,
         last_confidence = excluded.last_confidence, closed = excluded.closed, version = excluded.version"""
 
-#: Of rows that are there. Most are, and a statement that may insert takes SQLite far longer.
+#: Of rows that are there, as most are: SQLite takes far longer where it might have to insert.
 SET_ACCOUNT: Final = """
     UPDATE accounts SET
         capped = ?4, allocated = ?5, consumed = ?6, held = ?7, min_reserve = ?8, unpriced = ?9
