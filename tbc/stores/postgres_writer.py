@@ -67,7 +67,7 @@ class PostgresWriter(Writer):
             _as_json(self._accounts.values()),
             _as_json(self._holds.values()),
             _as_json(self._parts.values()),
-            list(self._loans) or None,
+            f"{{{','.join(map(str, self._loans))}}}" if self._loans else None,
             _as_json([row for rows in self._loans.values() for row in rows]),
             _as_json(self._ops.values()),
             _as_json(self._lines),

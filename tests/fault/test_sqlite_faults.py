@@ -333,5 +333,5 @@ def test_every_transaction_that_writes_begins_by_locking():
     }
     assert writing == {
         *("APPEND", "DROP_LOANS", "TOUCH_POOL"),
-        *(name for name in statements if name.startswith("PUT_")),
+        *(name for name in statements if name.startswith(("PUT_", "SET_", "ADD_"))),
     }

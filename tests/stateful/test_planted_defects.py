@@ -79,8 +79,8 @@ def an_overrun_is_lost(patch):
 
 
 def an_overrun_is_not_said(patch):
-    original = lifecycle._cover_excess
-    patch.setattr(lifecycle, "_cover_excess", lambda *args: (original(*args)[0], 0))
+    original = lifecycle.cover_excess
+    patch.setattr(lifecycle, "cover_excess", lambda *args: (original(*args)[0], 0))
 
 
 def a_refused_hold_leaves_donors_drained(patch):
