@@ -20,7 +20,7 @@ from tbc.stores.rows import (
     StepRow,
     check_id,
 )
-from tbc.stores.writer import Writer, unreadable
+from tbc.stores.writer import Writer, as_json, unreadable
 
 __all__ = ["SqliteWriter"]
 
@@ -101,19 +101,14 @@ class SqliteWriter(Writer):
             self._execute(schema.ADD_ACCOUNT, values)
 
     def _keep_hold(self, pool: str, row: HoldRow) -> None:
-        ours = (pool, row.hold_id)
-        values = (pool, *row[:11])
-        if not row.parts:  # mostly one that is there
-            self._execute(schema.SET_HOLD, values)
-        if row.parts or not self._connection.changes():
-            self._execute(schema.PUT_HOLD, values)
-        for part in row.parts:
-            self._execute(schema.PUT_PART, (*ours, *part))
-        if row.loans is None:
-            return
-        self._execute(schema.DROP_LOANS, ours)
-        for loan in row.loans:
-            self._execute(schema.PUT_LOAN, (*ours, *loan))
+        self._execute(schema.PUT_HOLD, (pool, *row[:11], as_json(row.parts or ()), as_json(row.loans or ())))
+
+    def _keep_end(self, pool: str, row: HoldRow) -> None:
+        hold_id, _, state, _, expires_at, _, _, _, _, outcome, lease, _, loans = row
+        changed = None if loans is None else as_json(loans)
+        self._execute(schema.END_HOLD, (pool, hold_id, state, expires_at, outcome, lease, changed))
+        if not self._connection.changes():
+            raise InvalidAmountError("hold_id", hold_id, "a hold of this pool, or one with its parts")
 
     def _keep_op(self, pool: str, row: OpRow) -> tuple[str, str] | None:
         first = self._execute(statements.OP, (pool, row.key)).fetchone()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from tbc.errors import InvalidAmountError, KeyConflictError, StoreError, StoreStaleError
 from tbc.stores.chain import Fields, fields_of, genesis, link
@@ -14,6 +16,7 @@ from tbc.stores.rows import (
     Line,
     Mark,
     OpRow,
+    PartRow,
     PoolRow,
     check_id,
     check_int,
@@ -21,6 +24,11 @@ from tbc.stores.rows import (
 )
 
 __all__ = ["Writer"]
+
+
+_PART: Final = PartRow._fields[1:]
+
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 class Writer(ABC):
@@ -69,18 +77,27 @@ class Writer(ABC):
             self._keep_account(pool, row)
 
     def put_holds(self, pool: str, rows: Iterable[HoldRow]) -> None:
-        """Keep holds with their parts and, if they are told, with these loans instead of the ones before."""
+        """Keep holds with their parts and loans, or how those have ended that the store has.
+
+        Raises
+        ------
+        InvalidAmountError
+            If a hold without its parts is not one of the pool. A store that is sent everything at the end of
+            the block raises a `StoreError` there.
+        """
         self._end(pool)
         for row in rows:
             if row.key is not None:
                 check_id("key", row.key)
             check_int("hold_id", row.hold_id)
-            for part in row.parts:
-                check_int("amount", part.amount)
-                check_int("granted", part.granted)
+            for part in row.parts or ():
+                check_ints(_PART, part[1:])
             for loan in row.loans or ():
                 check_int("amount", loan.amount)
-            self._keep_hold(pool, row)
+            if row.parts is None:
+                self._keep_end(pool, row)
+            else:
+                self._keep_hold(pool, row)
 
     def put_op(self, pool: str, row: OpRow) -> None:
         """Keep the first answer under a key; the same request again changes nothing.
@@ -136,7 +153,12 @@ class Writer(ABC):
     def _keep_account(self, pool: str, row: AccountRow) -> None: ...
 
     @abstractmethod
-    def _keep_hold(self, pool: str, row: HoldRow) -> None: ...
+    def _keep_hold(self, pool: str, row: HoldRow) -> None:
+        """Keep a whole hold."""
+
+    @abstractmethod
+    def _keep_end(self, pool: str, row: HoldRow) -> None:
+        """Keep what can change of a hold that is there."""
 
     @abstractmethod
     def _keep_op(self, pool: str, row: OpRow) -> tuple[str, str] | None:
@@ -159,6 +181,11 @@ class Writer(ABC):
 
     def _over(self) -> StoreError:
         return StoreError(self._path, "the transaction is over", "Open another one")
+
+
+def as_json(parts: Sequence[tuple[object, ...]]) -> str:
+    """Return the parts or the loans of a hold as they are kept."""
+    return _encode(parts) if parts else "[]"
 
 
 def unreadable(error: UnicodeEncodeError) -> InvalidAmountError:
