@@ -101,22 +101,24 @@ class PostgresWriter(Writer):
     def _keep_account(self, pool: str, row: AccountRow) -> None:
         self._accounts[row.agent, row.axis] = _checked(row._fields, row)
 
-    def _keep_hold(self, pool: str, row: HoldRow) -> None:
-        values = (*row[:11], as_json(row.parts or ()), as_json(row.loans or ()))
-        self._holds[row.hold_id] = _checked(row._fields, values)
-        self._ends_of_holds.pop(row.hold_id, None)
+    def _keep_holds(self, pool: str, rows: list[HoldRow]) -> None:
+        for row in rows:
+            values = (*row[:11], as_json(row.parts or ()), as_json(row.loans or ()))
+            self._holds[row.hold_id] = _checked(row._fields, values)
+            self._ends_of_holds.pop(row.hold_id, None)
 
-    def _keep_end(self, pool: str, row: HoldRow) -> None:
-        hold_id, _, state, _, expires_at, _, _, _, _, outcome, lease, _, loans = row
-        end = (hold_id, state, expires_at, outcome, lease, None if loans is None else as_json(loans))
-        self._ends_of_holds[hold_id] = _checked(_END_FIELDS, end)
+    def _keep_ends(self, pool: str, rows: list[HoldRow]) -> None:
+        for hold_id, _, state, _, expires_at, _, _, _, _, outcome, lease, _, loans in rows:
+            end = (hold_id, state, expires_at, outcome, lease, None if loans is None else as_json(loans))
+            self._ends_of_holds[hold_id] = _checked(_END_FIELDS, end)
 
     def _keep_op(self, pool: str, row: OpRow) -> tuple[str, str] | None:
         first = self._ops.setdefault(row.key, _checked(row._fields, row))
         return first["kind"], first["request_hash"]
 
-    def _keep_line(self, pool: str, fields: Fields, previous: bytes, own: bytes) -> None:
-        self._lines.append(_checked(_LINE_FIELDS, (*fields, previous.hex(), own.hex())))
+    def _keep_lines(self, pool: str, lines: list[Fields]) -> None:
+        for *fields, previous, own in lines:
+            self._lines.append(_checked(_LINE_FIELDS, (*fields, previous.hex(), own.hex())))
 
     def conflict(self, key: str, kind: str, request_hash: str) -> KeyConflictError:
         """Return the error for a key of this transaction that has another answer in the store."""

@@ -86,6 +86,8 @@ class Writer(ABC):
             the block raises a `StoreError` there.
         """
         self._end(pool)
+        whole: list[HoldRow] = []
+        ends: list[HoldRow] = []
         for row in rows:
             if row.key is not None:
                 check_id("key", row.key)
@@ -94,10 +96,11 @@ class Writer(ABC):
                 check_ints(_PART, part[1:])
             for loan in row.loans or ():
                 check_int("amount", loan.amount)
-            if row.parts is None:
-                self._keep_end(pool, row)
-            else:
-                self._keep_hold(pool, row)
+            (ends if row.parts is None else whole).append(row)
+        if whole:
+            self._keep_holds(pool, whole)
+        if ends:
+            self._keep_ends(pool, ends)
 
     def put_op(self, pool: str, row: OpRow) -> None:
         """Keep the first answer under a key; the same request again changes nothing.
@@ -123,6 +126,7 @@ class Writer(ABC):
             If they do not: another process has added lines since this one looked.
         """
         version, seq, head = self._end(pool)
+        kept = []
         for line in lines:
             fields = fields_of(line)
             if fields[0] != seq + 1:
@@ -132,8 +136,10 @@ class Writer(ABC):
                     "Another process writes to this pool: load_pool() again, then repeat the operation",
                 )
             own_hash = link(head, fields)
-            self._keep_line(pool, fields, head, own_hash)
+            kept.append((*fields, head, own_hash))
             seq, head = fields[0], own_hash
+        if kept:
+            self._keep_lines(pool, kept)
         self._ends[pool] = Mark(version, seq, head)
 
     # -- what a store does with them -----------------------------------------------------------------------
@@ -153,19 +159,20 @@ class Writer(ABC):
     def _keep_account(self, pool: str, row: AccountRow) -> None: ...
 
     @abstractmethod
-    def _keep_hold(self, pool: str, row: HoldRow) -> None:
-        """Keep a whole hold."""
+    def _keep_holds(self, pool: str, rows: list[HoldRow]) -> None:
+        """Keep whole holds."""
 
     @abstractmethod
-    def _keep_end(self, pool: str, row: HoldRow) -> None:
-        """Keep what can change of a hold that is there."""
+    def _keep_ends(self, pool: str, rows: list[HoldRow]) -> None:
+        """Keep what can change of holds that are there."""
 
     @abstractmethod
     def _keep_op(self, pool: str, row: OpRow) -> tuple[str, str] | None:
         """Keep an answer, unless there is one; return kind and hash of that one, if it is known."""
 
     @abstractmethod
-    def _keep_line(self, pool: str, fields: Fields, previous: bytes, own: bytes) -> None: ...
+    def _keep_lines(self, pool: str, lines: list[Fields]) -> None:
+        """Keep lines: their fields, the hash before them and their own."""
 
     def _end(self, pool: str) -> Mark:
         """Return how far a pool has come that is about to be written to."""
