@@ -176,6 +176,8 @@ class Writer(ABC):
 
     def _end(self, pool: str) -> Mark:
         """Return how far a pool has come that is about to be written to."""
+        if pool in self._written:
+            return self._ends[pool]
         end = self.mark(pool)
         if pool not in self._ends:
             raise InvalidAmountError("pool", pool, "a pool of this store: put_pool() comes first")
