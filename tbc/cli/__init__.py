@@ -32,6 +32,7 @@ app.command("tbc.cli.runs:runs", name="runs")
 app.command("tbc.cli.runs:report", name="report")
 app.command("tbc.cli.store:store", name="store")
 app.command("tbc.cli.watch:watch", name="watch")
+app.command("tbc.cli.mcp:mcp", name="mcp")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -50,6 +50,7 @@ FLOORS = [
     "manager",
     "__init__",
     "swarm | runs | policy",
+    "mcp",
     "cli",
     "__main__",
     "testing",
