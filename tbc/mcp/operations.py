@@ -99,11 +99,8 @@ def request_reallocation(manager: BudgetManager, given: Given) -> dict[str, Any]
 
 
 def _because(donor: Mapping[str, Any], needy: str, priority: int) -> str:
-    who = (
-        "The treasury"
-        if donor["agent_id"] == ROOT
-        else f"{donor['agent_id']!r} (priority {donor['priority']})"
-    )
+    name, own = donor["agent_id"], donor["priority"]
+    who = "The treasury" if name == ROOT else f"{name!r} (priority {own})"
     return f"{who} had {donor['tokens_given']:,} tokens to spare for {needy!r} (priority {priority})."
 
 
@@ -148,7 +145,8 @@ def settle(manager: BudgetManager, given: Given) -> dict[str, Any]:
     settlement = manager.find_hold(given["hold_id"]).settle(
         given["tokens"], usd=given["usd"], calls=given["calls"], usage=usage, estimated=given["estimated"]
     )
-    if confidence is not None and not settlement.repeated:
+    ended = account(manager, settlement.agent_name)
+    if confidence is not None and not settlement.repeated and not ended.closed:
         manager.report_confidence(settlement.agent_name, confidence)
     return _ended(manager, settlement)
 

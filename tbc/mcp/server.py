@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.to_thread
-import mcp.types as wire
 import uvicorn
-from mcp import MCPError
+from mcp import MCPError, types
 from mcp.server import Server
 from mcp.server.stdio import stdio_server
 
@@ -55,16 +54,16 @@ def make_server(manager: BudgetManager) -> Server[Any]:
     one_at_a_time = anyio.CapacityLimiter(1)
 
     async def list_tools(
-        context: ServerRequestContext[Any], params: wire.PaginatedRequestParams | None
-    ) -> wire.ListToolsResult:
-        return wire.ListToolsResult(tools=[_described(name, tool) for name, tool in TOOLS.items()])
+        context: ServerRequestContext[Any], params: types.PaginatedRequestParams | None
+    ) -> types.ListToolsResult:
+        return types.ListToolsResult(tools=[_described(name, tool) for name, tool in TOOLS.items()])
 
     async def call_tool(
-        context: ServerRequestContext[Any], params: wire.CallToolRequestParams
-    ) -> wire.CallToolResult:
+        context: ServerRequestContext[Any], params: types.CallToolRequestParams
+    ) -> types.CallToolResult:
         tool = TOOLS.get(params.name)
         if tool is None:
-            raise MCPError(wire.INVALID_PARAMS, f"Unknown tool; there is {', '.join(TOOLS)}.")
+            raise MCPError(types.INVALID_PARAMS, f"Unknown tool; there is {', '.join(TOOLS)}.")
         operation = partial(_attempt, tool, manager, params.arguments or {})
         try:
             if manager.waits:  # in one transaction of the store
@@ -75,8 +74,8 @@ def make_server(manager: BudgetManager) -> Server[Any]:
             if not isinstance(error, TBCError):
                 _log_fault(params.name, error)
             payload = failure(error)
-        return wire.CallToolResult(
-            content=[wire.TextContent(text=json.dumps(payload, ensure_ascii=False))],
+        return types.CallToolResult(
+            content=[types.TextContent(text=json.dumps(payload, ensure_ascii=False))],
             structured_content=payload,
             is_error=not payload["success"],
         )
@@ -102,14 +101,14 @@ def _attempt(tool: Tool, manager: BudgetManager, arguments: Mapping[str, Any]) -
         return failure(error, manager)
 
 
-def _described(name: str, tool: Tool) -> wire.Tool:
-    return wire.Tool(
+def _described(name: str, tool: Tool) -> types.Tool:
+    return types.Tool(
         name=name,
         title=tool.title,
         description=tool.about,
         input_schema=tool.takes,
         output_schema=tool.answers,
-        annotations=wire.ToolAnnotations(
+        annotations=types.ToolAnnotations(
             read_only_hint=not tool.writes,
             destructive_hint=False,
             idempotent_hint=tool.repeatable or not tool.writes,
@@ -136,7 +135,7 @@ async def _serve_stdio(manager: BudgetManager) -> None:
         try:
             async with stdio_server() as (read, write):
                 await server.run(read, write, server.create_initialization_options())
-        except* (BrokenPipeError, ConnectionError):  # the client has gone without a word
+        except* ConnectionError:  # the client has gone without a word
             pass
         group.cancel_scope.cancel()
 

@@ -10,9 +10,10 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
+import apsw
 import pytest
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 
@@ -286,6 +287,23 @@ def test_a_store_that_vanishes_is_an_error_of_the_tool(tmp_path):
         assert result["structuredContent"]["error"]["code"].startswith("store_")
 
 
+def test_while_a_call_waits_for_the_store_others_are_answered(tmp_path):
+    place = tmp_path / "books.db"
+    with started("--store", place) as process:
+        client = ByHand(process)
+        client.greet()
+        client.call("register_agent", agent_id="a")
+        with closing(apsw.Connection(str(place))) as another:
+            another.execute("BEGIN IMMEDIATE")
+            arguments = {"agent_id": "a", "input_tokens": 1}
+            client.say("tools/call", id="waits", name="record_spend", arguments=arguments)
+            client.ask("ping")
+            another.execute("ROLLBACK")
+        answer = json.loads(process.stdout.readline())
+        assert answer["id"] == "waits"
+        assert answer["result"]["structuredContent"]["success"]
+
+
 # -- how it ends ---------------------------------------------------------------------------------------------
 
 
@@ -397,6 +415,22 @@ def test_a_web_page_cannot_call_over_http():
     with over_http() as (_, url):
         assert post(url, Origin="https://evil.example") == 403
         assert post(url, Host="evil.example") == 421
+
+
+@pytest.mark.parametrize("package", ["mcp", "uvicorn"])
+def test_without_the_extra_it_says_what_to_install(package):
+    code = f"import sys; sys.modules[{package!r}] = None; from tbc.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "mcp"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | ENVIRONMENT,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f'The tbc command needs {package}. Install it with:  pip install "tbc[mcp]"\n'
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 
+import attrs
 import jsonschema
 import pytest
+from mcp import Client
 
 import tbc
 from tbc.mcp.payloads import failure
 from tbc.mcp.schemas import check_arguments
-from tbc.mcp.server import make_server
+from tbc.mcp.server import keep_log_quiet, make_server
 from tbc.mcp.tools import TOOLS, perform
 
 
@@ -386,6 +390,18 @@ def test_a_repeated_settle_does_not_close_a_gate_that_was_opened_since(desk):
     assert not again["agent_state"]["gate_closed"]
 
 
+def test_a_late_settle_of_an_account_that_was_closed_is_booked_with_its_confidence_unheard():
+    now = [0.0]
+    desk = Desk(clock=lambda: now[0])
+    desk.team(("a", 1, 100))
+    hold_id = desk("hold", agent_id="a", tokens=10, expires_s=5)["hold"]["hold_id"]
+    now[0] = 6.0
+    desk.manager.close_agent("a")
+    found = desk("settle", hold_id=hold_id, tokens=4, confidence=0.9)
+    assert (found["settlement"]["late"], found["agent_state"]["consumed"]) == (True, 4)
+    assert found["agent_state"]["last_confidence"] is None
+
+
 # -- keys --------------------------------------------------------------------------------------------------
 
 
@@ -513,3 +529,39 @@ def test_long_values_are_not_repeated(desk):
     assert len(json.dumps(payload)) < 1000
     payload = desk("record_spend", agent_id="a", input_tokens=1, task=secret)
     assert len(json.dumps(payload)) < 1000
+
+
+# -- what is not ours ----------------------------------------------------------------------------------------
+
+
+def test_a_fault_of_the_server_says_nothing_of_the_request(monkeypatch, capsys):
+    def broken(manager, given):
+        raise ValueError(f"cannot read {given['agent_id']}")
+
+    monkeypatch.setitem(TOOLS, "decide", attrs.evolve(TOOLS["decide"], run=broken))
+    monkeypatch.setattr(logging.root, "handlers", [])
+    keep_log_quiet()
+
+    async def session():
+        async with Client(make_server(tbc.BudgetManager())) as client:
+            return await client.call_tool("decide", {"agent_id": "hunter2"})
+
+    result = asyncio.run(session())
+    assert result.is_error
+    assert result.structured_content["error"]["code"] == "internal_error"
+    said = capsys.readouterr()
+    assert "decide: ValueError in" in said.err
+    assert "hunter2" not in said.err + said.out + json.dumps(result.structured_content)
+
+
+def test_the_log_of_others_says_only_where(monkeypatch, capsys):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    keep_log_quiet()
+    try:
+        raise ValueError("hunter2")
+    except ValueError:
+        logging.getLogger("mcp.somewhere").exception("session %s", "hunter2")
+    logging.getLogger("mcp.somewhere").warning("hunter2")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("tbc mcp: ValueError in mcp.somewhere, line ")
+    assert second.startswith("tbc mcp: warning in mcp.somewhere, line ")
