@@ -39,7 +39,7 @@ def mcp(
     pool
         Which pool of the store. It is opened if it is not there.
     max_tokens
-        The cap of all agents together. A pool that is there keeps its own.
+        The cap of all agents together. For a pool that is there leave it out, or name the same.
     max_usd
         The same in US dollars.
     max_calls
