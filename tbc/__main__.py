@@ -12,6 +12,7 @@ __all__ = ["main"]
 #: Which extra brings which package.
 _EXTRAS = {
     **dict.fromkeys(("cyclopts", "rich"), "cli,plot"),
+    **dict.fromkeys(("anyio", "jsonschema", "mcp", "uvicorn"), "mcp"),
     **dict.fromkeys(("apsw", "cattrs", "genai_prices", "yaml"), "runs"),
 }
 
