@@ -24,6 +24,8 @@ FLOORS = [
     "clock | money | run_errors | files",
     "contract",
     "decision | reading",
+    "wire",
+    "error_codes",
     "clearing | journal | keys | vocabulary | replies",
     "ledger",
     "tokens | usage | leases",
