@@ -134,6 +134,12 @@ class Journal:
         newest = islice(reversed(self.lines), max(0, last - since))
         return [line for line in newest if type(line) not in (tuple, Settlement)]
 
+    def hold(self, number: int, last: int) -> Any:
+        """Return the hold that line `number` granted, if that line is kept; the newest is number `last`."""
+        back = last - number
+        line = self.lines[-1 - back] if 0 <= back < len(self.lines) else ()
+        return None if type(line) in (tuple, Settlement) else line
+
     def begin_with(self, balances: Mapping[tuple[Axis, str], Sequence[int]], lines: Iterable[Any]) -> None:
         """Begin anew: opening balances (allocated, consumed, held, unpriced, calls), and the last lines."""
         self.lines.clear()

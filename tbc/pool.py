@@ -17,12 +17,19 @@ from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
 from tbc.clock import Clock, system_clock
 from tbc.contract import BudgetContract, check_amount, check_fraction
 from tbc.decision import Mode
-from tbc.errors import AgentClosedError, CarveOutError, InvalidAmountError, InvalidContractError
+from tbc.errors import (
+    AgentClosedError,
+    CarveOutError,
+    InvalidAmountError,
+    InvalidContractError,
+    UnknownHoldError,
+)
 from tbc.ledger import Books, Ledger
 from tbc.reallocator import Reallocator, Rebalance, rebalance
 
 if TYPE_CHECKING:
     from tbc.events import Event, Subscribers, ThresholdReached
+    from tbc.holds import Hold
     from tbc.money import Money
 
 __all__ = ["Pool", "amounts_of", "has_reached", "nano_dollars"]
@@ -347,6 +354,26 @@ class Pool:
             self.ledger.look()
             every = self.ledger.every_account()
             return tuple(tree.account_of(self.ledger, books, axis) for books in every)
+
+    def find_hold(self, hold_id: int) -> Hold:
+        """Return the hold of that number, open or ended, for those who have no more than the number.
+
+        Raises
+        ------
+        UnknownHoldError
+            There is none, it is forgotten, or it is a lease.
+        """
+        with self._lock:
+            self.ledger.look()
+            hold = self._look_up_hold(hold_id) if type(hold_id) is int else None
+        if hold is None or hold.lease is not None:
+            raise UnknownHoldError(hold_id)
+        return hold
+
+    def _look_up_hold(self, hold_id: int) -> Hold | None:
+        ledger = self.ledger
+        known: Hold | None = ledger.open_holds.get(hold_id) or ledger.journal.hold(hold_id, ledger.seq)
+        return known
 
     def used(self) -> dict[Axis, tuple[int, int]]:
         """Return what was spent and what is granted in all, for every axis with a manager-wide cap."""
