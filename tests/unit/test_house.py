@@ -50,6 +50,7 @@ FLOORS = [
     "manager",
     "__init__",
     "swarm | runs | policy",
+    "service",
     "cli",
     "__main__",
     "testing",
