@@ -13,6 +13,7 @@ __all__ = ["main"]
 _EXTRAS = {
     **dict.fromkeys(("cyclopts", "rich"), "cli,plot"),
     **dict.fromkeys(("apsw", "cattrs", "genai_prices", "yaml"), "runs"),
+    **dict.fromkeys(("prometheus_client", "starlette", "uvicorn"), "cli,serve"),
 }
 
 

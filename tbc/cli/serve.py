@@ -1,0 +1,115 @@
+"""``tbc serve``: the ledger over HTTP."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from tbc.service import Service
+
+__all__ = ["serve"]
+
+
+def serve(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8787,
+    store: Annotated[str | None, Parameter(env_var="TBC_STORE")] = None,
+    pool: str = "default",
+    max_tokens: int | None = None,
+    max_usd: str | None = None,
+    max_calls: int | None = None,
+    mode: Literal["enforce", "audit"] = "enforce",
+    unknown_price: str = "refuse",
+    lease: float | None = None,
+    lease_seconds: float = 30.0,
+    grace_s: float = 10.0,
+) -> int:
+    """Serve the ledger over HTTP until SIGTERM; docs/service.md shows what is served.
+
+    Parameters
+    ----------
+    host
+        The address to listen at.
+    port
+        The port; 0 takes any that is free.
+    store
+        Where the books are kept: sqlite:///FILE or postgresql://... Without one they die with the process. A
+        URL with a password in it is better given as TBC_STORE.
+    pool
+        The pool that is served.
+    max_tokens
+        The pool's cap in tokens, if it is new.
+    max_usd
+        The same in dollars.
+    max_calls
+        The same in calls.
+    mode
+        "audit" refuses nothing, and says what would have been.
+    unknown_price
+        What happens to a call without a known price where dollars are capped: "refuse", "track", dollars per
+        million tokens, or the name of a model.
+    lease
+        Spend from leases, each of this share of what an agent has free, at the speed of memory.
+    lease_seconds
+        For how long they are.
+    grace_s
+        Seconds that calls in flight have to finish at the end.
+    """
+    from tbc.service.server import serve as run
+
+    terms = {
+        "max_tokens": max_tokens,
+        "max_usd": max_usd,
+        "max_calls": max_calls,
+        "mode": mode,
+        "unknown_price": _price(unknown_price),
+    }
+    service = make_service(store, pool, terms, lease, lease_seconds)
+    kept = "in memory" if store is None else "in a store"
+    run(
+        service,
+        host,
+        port,
+        grace_s=grace_s,
+        started=lambda where: print(f"tbc serves pool {pool!r}, {kept}, at {where}", flush=True),
+    )
+    print("tbc has stopped", file=sys.stderr)
+    return 0
+
+
+def make_service(
+    store: str | None, pool: str, terms: dict[str, Any], lease: float | None, lease_seconds: float
+) -> Service:
+    """Return the service over the books that the arguments name."""
+    from tbc import BudgetManager, Lease
+    from tbc.errors import InvalidContractError
+    from tbc.service import Pools, Service
+
+    if lease is not None and store is None:
+        raise InvalidContractError("--lease needs a --store to lease from")
+    how: dict[str, Any] = dict(terms)
+    opened = None
+    if store is not None:
+        from tbc.stores.opening import open_store
+
+        opened = how["store"] = open_store(store)
+    if lease is not None:
+        how["lease"] = Lease(share=lease, seconds=lease_seconds)
+
+    def make(name: str) -> Any:
+        return BudgetManager(pool=name, **how)
+
+    return Service(Pools(make, opened), pool=pool)
+
+
+def _price(text: str) -> Any:
+    from decimal import Decimal, InvalidOperation
+
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return text
