@@ -32,6 +32,7 @@ app.command("tbc.cli.runs:runs", name="runs")
 app.command("tbc.cli.runs:report", name="report")
 app.command("tbc.cli.serve:serve", name="serve")
 app.command("tbc.cli.store:store", name="store")
+app.command("tbc.cli.token:token", name="token")
 app.command("tbc.cli.watch:watch", name="watch")
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-if TYPE_CHECKING:
-    from tbc.service import Service
+from tbc import BudgetManager, Lease
+from tbc.clock import EPOCH, system_clock
+from tbc.errors import InvalidContractError
+from tbc.service import Limits, Pools, Service
+from tbc.service.bearers import Bearers, TokenFile
+from tbc.service.door import is_loopback
+from tbc.service.server import serve as run
 
 __all__ = ["serve"]
 
@@ -19,6 +24,7 @@ def serve(
     port: int = 8787,
     store: Annotated[str | None, Parameter(env_var="TBC_STORE")] = None,
     pool: str = "default",
+    tokens: Annotated[str | None, Parameter(env_var="TBC_TOKENS")] = None,
     max_tokens: int | None = None,
     max_usd: str | None = None,
     max_calls: int | None = None,
@@ -26,6 +32,8 @@ def serve(
     unknown_price: str = "refuse",
     lease: float | None = None,
     lease_seconds: float = 30.0,
+    rate: float | None = 1_000.0,
+    open_holds: int = 10_000,
     grace_s: float = 10.0,
 ) -> int:
     """Serve the ledger over HTTP until SIGTERM; docs/service.md shows what is served.
@@ -33,14 +41,16 @@ def serve(
     Parameters
     ----------
     host
-        The address to listen at.
+        The address to listen at. One that other machines reach needs --tokens.
     port
         The port; 0 takes any that is free.
     store
         Where the books are kept: sqlite:///FILE or postgresql://... Without one they die with the process. A
         URL with a password in it is better given as TBC_STORE.
     pool
-        The pool that is served.
+        The pool that is served where no tokens are asked for.
+    tokens
+        The file of the bearer tokens that are asked for, as tbc token makes them. Each says its pool.
     max_tokens
         The pool's cap in tokens, if it is new.
     max_usd
@@ -56,11 +66,13 @@ def serve(
         Spend from leases, each of this share of what an agent has free, at the speed of memory.
     lease_seconds
         For how long they are.
+    rate
+        Requests a second that one token may send.
+    open_holds
+        How many holds of a pool may be open.
     grace_s
         Seconds that calls in flight have to finish at the end.
     """
-    from tbc.service.server import serve as run
-
     terms = {
         "max_tokens": max_tokens,
         "max_usd": max_usd,
@@ -68,27 +80,37 @@ def serve(
         "mode": mode,
         "unknown_price": _price(unknown_price),
     }
-    service = make_service(store, pool, terms, lease, lease_seconds)
+    bearers = _bearers(tokens, host)
+    pools = _pools(store, terms, lease, lease_seconds)
+    limits = Limits(rate=rate, open_holds=open_holds)
+    here = is_loopback(host)
+    service = Service(pools, pool=pool, limits=limits, bearers=bearers, here_only=here)
+    what = f"pool {pool!r}" if bearers is None else "the pools of its tokens"
     kept = "in memory" if store is None else "in a store"
     run(
         service,
         host,
         port,
         grace_s=grace_s,
-        started=lambda where: print(f"tbc serves pool {pool!r}, {kept}, at {where}", flush=True),
+        started=lambda where: print(f"tbc serves {what}, {kept}, at {where}", flush=True),
     )
     print("tbc has stopped", file=sys.stderr)
     return 0
 
 
-def make_service(
-    store: str | None, pool: str, terms: dict[str, Any], lease: float | None, lease_seconds: float
-) -> Service:
-    """Return the service over the books that the arguments name."""
-    from tbc import BudgetManager, Lease
-    from tbc.errors import InvalidContractError
-    from tbc.service import Pools, Service
+def _bearers(tokens: str | None, host: str) -> Bearers | None:
+    """Return the tokens that are asked for; without any, other machines may not reach the server."""
+    if tokens is None:
+        if not is_loopback(host):
+            raise InvalidContractError(
+                f"--host {host}: other machines reach it, so it needs --tokens FILE (see tbc token create)"
+            )
+        return None
+    return Bearers(TokenFile(tokens), lambda: EPOCH + system_clock())
 
+
+def _pools(store: str | None, terms: dict[str, Any], lease: float | None, lease_seconds: float) -> Pools:
+    """Return the books that the arguments name."""
     if lease is not None and store is None:
         raise InvalidContractError("--lease needs a --store to lease from")
     how: dict[str, Any] = dict(terms)
@@ -103,7 +125,7 @@ def make_service(
     def make(name: str) -> Any:
         return BudgetManager(pool=name, **how)
 
-    return Service(Pools(make, opened), pool=pool)
+    return Pools(make, opened)
 
 
 def _price(text: str) -> Any:

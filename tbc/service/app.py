@@ -14,10 +14,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tbc.clock import Clock, system_clock
 from tbc.service import agents, spending
 from tbc.service.answers import HealthAnswer
+from tbc.service.bearers import Bearers
 from tbc.service.bodies import parse, read_body, read_query, read_value, structure, too_large
 from tbc.service.calls import Call, Operation
+from tbc.service.door import Door
 from tbc.service.limits import Limits
 from tbc.service.openapi import document
 from tbc.service.pools import OpenPool, Pools
@@ -51,12 +54,27 @@ class Service:
         Which of them is meant where no token says it.
     limits : Limits
         How much one client may ask.
+    bearers : Bearers, optional
+        The tokens that are asked for. Default: whoever reaches the server may do everything.
+    here_only : bool
+        Whether it is reached from this machine alone.
+    clock : callable
+        Seconds, never going back.
     """
 
-    def __init__(self, pools: Pools, *, pool: str = "default", limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        pools: Pools,
+        *,
+        pool: str = "default",
+        limits: Limits | None = None,
+        bearers: Bearers | None = None,
+        here_only: bool = False,
+        clock: Clock = system_clock,
+    ) -> None:
         self.pools = pools
-        self.pool = pool
         self.limits = Limits() if limits is None else limits
+        self._door = Door(pool, bearers, here_only=here_only, rate=self.limits.rate, clock=clock)
         self.draining = False
         self._listeners: dict[str, Listeners] = {}
         self.operations: tuple[Operation, ...] = (
@@ -73,11 +91,14 @@ class Service:
                 answer=HealthAnswer,
             ),
         )
-        self.document = document(self.operations, tokens=False)
+        self.document = document(self.operations, tokens=self._door.asks_for_tokens)
 
-    async def admit(self, operation: Operation, headers: Mapping[bytes, bytes]) -> OpenPool:
-        """Return the pool that a request is about, if whoever sent it may."""
-        return self.pools.open.get(self.pool) or await self.pools.get(self.pool)
+    async def admit(self, operation: Operation, headers: Mapping[bytes, bytes]) -> OpenPool | None:
+        """Return the pool that a request is about, if it is about one, and if whoever sent it may."""
+        name = self._door.admit(operation, headers)
+        if operation.scope is None:
+            return None
+        return self.pools.open.get(name) or await self.pools.get(name)
 
     def listeners(self, pool: OpenPool) -> Listeners:
         """Return the readers of a pool's events."""
@@ -142,9 +163,7 @@ class _Endpoint:
             if operation is None:
                 raise _no_method(scope["method"], self._methods)
             headers = dict(scope["headers"])
-            pool: Any = None
-            if operation.scope is not None:
-                pool = await service.admit(operation, headers)
+            pool: Any = await service.admit(operation, headers)
             call = await self._call(operation, pool, scope, headers, receive)
             if operation is EVENTS:
                 chunks = await _first(follow(pool, service.listeners(pool), _since(call), service.limits))

@@ -18,9 +18,9 @@ __all__ = ["document"]
 
 _JSON: Final = "application/json"
 #: What every operation on a pool may answer with.
-_ALWAYS: Final = (421, 422, 500, 503, 507)
+_ALWAYS: Final = (403, 421, 422, 500, 503, 507)
 _WITH_BODY: Final = (400, 408, 413, 415)
-_WITH_TOKENS: Final = (401, 403, 429)
+_WITH_TOKENS: Final = (401, 429)
 
 
 def document(operations: Iterable[Operation], *, tokens: bool) -> dict[str, Any]:

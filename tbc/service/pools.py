@@ -45,6 +45,7 @@ class OpenPool:
         self.manager = manager
         self.store = store
         self._holds: dict[int, Hold] = {}
+        self._local: dict[int, Hold] = {}  # only this process can end them
         self._numbers = _LOCAL + secrets.randbelow(2**51)
         self._run: Callable[[Callable[[], Any]], Any] | None = None
         if isinstance(manager, LeasedManager):
@@ -66,21 +67,42 @@ class OpenPool:
 
         That of the pool's journal; or, if it is spent from a lease of this process, one of its own.
         """
-        number = hold.hold_id
         if isinstance(hold._desk, SliceDesk):
             self._numbers += 1
-            number = self._numbers
-        self._holds[number] = hold
+            self._local[self._numbers] = hold
+            if len(self._local) > _REMEMBERED:
+                self._forget_ended()
+            return self._numbers
+        self._holds[hold.hold_id] = hold
         if len(self._holds) > _REMEMBERED:
-            self._forget()
-        return number
+            del self._holds[next(iter(self._holds))]
+        return hold.hold_id
 
-    def _forget(self) -> None:
-        """Forget the oldest hold, but none that only this process can end."""
-        oldest = next(iter(self._holds))
-        hold = self._holds.pop(oldest)
-        if oldest >= _LOCAL and hold.state == "open":
-            self._holds[oldest] = hold
+    def _forget_ended(self) -> None:
+        self._local = {number: hold for number, hold in self._local.items() if hold.state == "open"}
+
+    def check_room(self, most: int) -> None:
+        """Refuse another hold if so many are open.
+
+        Raises
+        ------
+        Problem
+            End some first.
+        """
+        kept = self.manager.ledger.open_holds
+        if len(kept) + len(self._local) < most:
+            return
+        self._forget_ended()
+        if len(kept) + len(self._local) >= most:
+            raise Problem(
+                429,
+                "too_many_open_holds",
+                f"{most} holds of this pool are open.",
+                "Settle or void some, or wait until they expire: nothing was done.",
+                retryable=True,
+                headers={"retry-after": "1"},
+                details={"most": most},
+            )
 
     async def find(self, number: int) -> Hold:
         """Return the hold of that number.
@@ -90,7 +112,7 @@ class OpenPool:
         UnknownHoldError
             There is none.
         """
-        hold = self._holds.get(number)
+        hold = self._holds.get(number) or self._local.get(number)
         if hold is not None:
             return hold
         found: Hold = await self.run(lambda: self.manager.find_hold(number))

@@ -28,6 +28,7 @@ async def open_hold(call: Call) -> HoldAnswer:
     """Set an amount aside."""
     asked: NewHold = call.body
     pool = call.pool
+    pool.check_room(call.service.limits.open_holds)
     hold = await pool.manager.ahold(
         asked.agent_name,
         asked.tokens,
@@ -139,7 +140,7 @@ OPERATIONS: Final = (
         answer=HoldAnswer,
         body=NewHold,
         keyed=True,
-        refusals=(402, 403, 404, 409),
+        refusals=(402, 403, 404, 409, 429),
     ),
     Operation(
         name="settleHold",
