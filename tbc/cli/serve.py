@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from tbc import BudgetManager, Lease
 from tbc.clock import EPOCH, system_clock
 from tbc.errors import InvalidContractError
+from tbc.policy import load_policy
 from tbc.service import Limits, Pools, Service
 from tbc.service.bearers import Bearers, TokenFile
 from tbc.service.door import is_loopback
@@ -30,6 +31,7 @@ def serve(
     max_calls: int | None = None,
     mode: Literal["enforce", "audit"] = "enforce",
     unknown_price: str = "refuse",
+    policy: str | None = None,
     lease: float | None = None,
     lease_seconds: float = 30.0,
     rate: float | None = 1_000.0,
@@ -62,6 +64,8 @@ def serve(
     unknown_price
         What happens to a call without a known price where dollars are capped: "refuse", "track", dollars per
         million tokens, or the name of a model.
+    policy
+        A file with the tier policy, as docs/policy.md describes it. Default: the one that comes with tbc.
     lease
         Spend from leases, each of this share of what an agent has free, at the speed of memory.
     lease_seconds
@@ -83,8 +87,14 @@ def serve(
     bearers = _bearers(tokens, host)
     pools = _pools(store, terms, lease, lease_seconds)
     limits = Limits(rate=rate, open_holds=open_holds)
-    here = is_loopback(host)
-    service = Service(pools, pool=pool, limits=limits, bearers=bearers, here_only=here)
+    service = Service(
+        pools,
+        pool=pool,
+        limits=limits,
+        bearers=bearers,
+        here_only=is_loopback(host),
+        policy=None if policy is None else load_policy(policy),
+    )
     what = f"pool {pool!r}" if bearers is None else "the pools of its tokens"
     kept = "in memory" if store is None else "in a store"
     run(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -15,19 +16,24 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tbc.clock import Clock, system_clock
-from tbc.service import agents, spending
+from tbc.service import agents, spending, tiers
 from tbc.service.answers import HealthAnswer
 from tbc.service.bearers import Bearers
 from tbc.service.bodies import parse, read_body, read_query, read_value, structure, too_large
-from tbc.service.calls import Call, Operation
+from tbc.service.calls import Call, Operation, Text
 from tbc.service.door import Door
 from tbc.service.limits import Limits
+from tbc.service.metrics import CONTENT_TYPE, MetricsAnswer, wants_json
 from tbc.service.openapi import document
 from tbc.service.pools import OpenPool, Pools
 from tbc.service.problems import Problem, answer_to
 from tbc.service.requests import EventsQuery
 from tbc.service.stream import Listeners, follow
+from tbc.service.tiers import Judged, Tiers
 from tbc.service.values import Amount, Key
+
+if TYPE_CHECKING:
+    from tbc.policy import Policy
 
 __all__ = ["Service", "create_app"]
 
@@ -40,7 +46,7 @@ _HEADERS: Final = (
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
-_JSON_HEADERS: Final = ((b"content-type", b"application/json"), *_HEADERS)
+_JSON_KIND: Final = ((b"content-type", b"application/json"),)
 
 
 class Service:
@@ -58,6 +64,8 @@ class Service:
         The tokens that are asked for. Default: whoever reaches the server may do everything.
     here_only : bool
         Whether it is reached from this machine alone.
+    policy : Policy, optional
+        Which class of model a step is given. Default: `tbc.policy.DEFAULT`.
     clock : callable
         Seconds, never going back.
     """
@@ -70,17 +78,22 @@ class Service:
         limits: Limits | None = None,
         bearers: Bearers | None = None,
         here_only: bool = False,
+        policy: Policy | None = None,
         clock: Clock = system_clock,
     ) -> None:
         self.pools = pools
         self.limits = Limits() if limits is None else limits
+        self.clock = clock
         self._door = Door(pool, bearers, here_only=here_only, rate=self.limits.rate, clock=clock)
+        self._policy = policy
         self.draining = False
         self._listeners: dict[str, Listeners] = {}
         self.operations: tuple[Operation, ...] = (
             *spending.OPERATIONS,
             *agents.OPERATIONS,
+            *tiers.OPERATIONS,
             EVENTS,
+            METRICS,
             Operation(
                 name="health",
                 method="GET",
@@ -99,6 +112,41 @@ class Service:
         if operation.scope is None:
             return None
         return self.pools.open.get(name) or await self.pools.get(name)
+
+    @functools.cached_property
+    def tier_policy(self) -> Tiers:
+        """The policy with what it has learned; the default one needs prices, which are looked up then."""
+        if self._policy is not None:
+            return Tiers(self._policy)
+        from tbc.policy import DEFAULT
+
+        return Tiers(DEFAULT)
+
+    def count_choice(self, pool: OpenPool, judged: Judged) -> None:
+        """Count what the policy has chosen."""
+        try:
+            pool.metrics.chosen(judged)
+        except Exception:
+            _LOG.exception("a choice was not counted")
+
+    def count(self, pool: OpenPool, operation: Operation, seconds: float, answer: Any) -> None:
+        """Count a request that was served. What goes wrong with counting is nobody's error but ours."""
+        try:
+            pool.metrics.answered(operation.name, seconds, answer)
+        except Exception:
+            _LOG.exception("a request was not counted")
+
+    def count_refusal(
+        self, pool: OpenPool, operation: Operation, status: int, code: str, error: Exception
+    ) -> None:
+        """Count a request that was not served."""
+        try:
+            decision = getattr(error, "decision", None)
+            contract = None if decision is None else pool.manager.contracts.get(decision.agent_name)
+            priority = 0 if contract is None else contract.priority
+            pool.metrics.refused(operation.name, status, code, error, priority)
+        except Exception:
+            _LOG.exception("a request was not counted")
 
     def listeners(self, pool: OpenPool) -> Listeners:
         """Return the readers of a pool's events."""
@@ -145,7 +193,8 @@ class _Document:
         if scope["method"] == "GET":
             await _send(send, 200, self._body, {})
         else:
-            await _send_error(send, _no_method(scope["method"], ["GET"]))
+            status, headers, answer = answer_to(_no_method(scope["method"], ["GET"]))
+            await _send(send, status, _encode(answer).encode(), headers)
 
 
 class _Endpoint:
@@ -159,11 +208,14 @@ class _Endpoint:
         service = self._service
         started = False
         operation = self._methods.get(scope["method"])
+        pool: Any = None
+        call: Call | None = None
+        began = service.clock()
         try:
             if operation is None:
                 raise _no_method(scope["method"], self._methods)
             headers = dict(scope["headers"])
-            pool: Any = await service.admit(operation, headers)
+            pool = await service.admit(operation, headers)
             call = await self._call(operation, pool, scope, headers, receive)
             if operation is EVENTS:
                 chunks = await _first(follow(pool, service.listeners(pool), _since(call), service.limits))
@@ -171,11 +223,21 @@ class _Endpoint:
                 await _stream(chunks, receive, send, service.limits.cut_off_s)
             else:
                 answer = await operation.serve(call)
-                await _send(send, 200, _encode(answer).encode(), {})
+                if pool is not None:
+                    service.count(pool, operation, service.clock() - began, answer)
+                if type(answer) is Text:
+                    await _send(send, 200, answer.body, answer.headers)
+                else:
+                    await _send(send, 200, _encode(answer).encode(), {})
         except Exception as error:
             if started:
                 raise
-            await _send_error(send, error)
+            status, found, answer = answer_to(error)
+            if status == 500:
+                _LOG.error("a request failed: %s", answer["error"]["code"], exc_info=error)
+            if pool is not None and operation is not None:
+                service.count_refusal(pool, operation, status, answer["error"]["code"], error)
+            await _send(send, status, _encode(answer).encode(), found)
 
     async def _call(
         self, operation: Operation, pool: Any, scope: Any, headers: Mapping[bytes, bytes], receive: Any
@@ -209,7 +271,9 @@ class _Endpoint:
             length = headers.get(b"content-length", b"0")
             if not length.isdigit() or int(length[:20]) > limits.body:
                 raise too_large(limits.body)
-            body = structure(parse(await read_body(receive, limits.body, limits.body_s)), operation.body)
+            value = parse(await read_body(receive, limits.body, limits.body_s))
+            form = operation.body if operation.form_of is None else operation.form_of(value)
+            body = structure(value, form)
         return Call(self._service, pool, path, body, query, key, headers)
 
 
@@ -235,6 +299,25 @@ EVENTS: Final = Operation(
 )
 
 
+async def _metrics(call: Call) -> Text:
+    """Return the counts of the pool."""
+    if wants_json(call.headers.get(b"accept", b"")):
+        return Text(_encode(call.pool.metrics.counters()).encode(), {"content-type": "application/json"})
+    statement = await call.pool.run(call.pool.manager.statement)
+    return Text(call.pool.metrics.text(statement), {"content-type": CONTENT_TYPE})
+
+
+METRICS: Final = Operation(
+    name="metrics",
+    method="GET",
+    path="/metrics",
+    summary="What this server has counted of the pool, and its budgets, for Prometheus.",
+    scope="read",
+    serve=_metrics,
+    answer=("text/plain", MetricsAnswer),
+)
+
+
 def _since(call: Call) -> int | None:
     last = call.headers.get(b"last-event-id")
     if last is None:
@@ -248,18 +331,12 @@ def _since(call: Call) -> int | None:
 
 
 async def _send(send: Any, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-    every = [*_JSON_HEADERS, (b"content-length", b"%d" % len(body))]
+    kind = () if "content-type" in headers else _JSON_KIND
+    every = [*kind, *_HEADERS, (b"content-length", b"%d" % len(body))]
     if headers:
         every += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": every})
     await send({"type": "http.response.body", "body": body})
-
-
-async def _send_error(send: Any, error: BaseException) -> None:
-    status, headers, answer = answer_to(error)
-    if status == 500:
-        _LOG.error("a request failed: %s", answer["error"]["code"], exc_info=error)
-    await _send(send, status, _encode(answer).encode(), headers)
 
 
 async def _first(chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

@@ -169,6 +169,19 @@ def _converter(detailed: bool) -> Any:
 
     converter.register_structure_hook_factory(_is_mapping, mapping)
 
+    def many(kind: Any) -> Any:
+        plain = get_args(kind)[0]
+        inner = converter.get_structure_hook(plain)
+
+        def read(value: Any, _: Any) -> Any:
+            if type(value) is not list or len(value) > MANY:
+                raise ValueError(f"must be a list of at most {MANY}, not {shown(value)}")
+            return [inner(each, plain) for each in value]
+
+        return read
+
+    converter.register_structure_hook_factory(_is_list, many)
+
     def optional(kind: Any) -> Any:
         plain = next(each for each in get_args(kind) if each is not type(None))
         inner = converter.get_structure_hook(plain)
@@ -201,6 +214,11 @@ def _converter(detailed: bool) -> Any:
 def _is_mapping(kind: Any) -> bool:
     origin: Any = get_origin(kind)
     return origin is dict
+
+
+def _is_list(kind: Any) -> bool:
+    origin: Any = get_origin(kind)
+    return origin is list
 
 
 def _checks(rule: Rule | None) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import attrs
 
@@ -12,7 +12,7 @@ from tbc.service.pools import OpenPool
 if TYPE_CHECKING:
     from tbc.service.app import Service
 
-__all__ = ["Call", "Operation", "Scope"]
+__all__ = ["Call", "Operation", "Scope", "Text"]
 
 #: What a bearer of a token may do: look, spend, or change agents and budgets.
 Scope = Literal["read", "spend", "admin"]
@@ -58,6 +58,13 @@ class Call:
         self.headers = headers
 
 
+class Text(NamedTuple):
+    """An answer that is no JSON, with the headers that say what it is."""
+
+    body: bytes
+    headers: dict[str, str]
+
+
 @attrs.frozen(kw_only=True)
 class Operation:
     """What is served at one path and method.
@@ -74,10 +81,12 @@ class Operation:
         What the bearer must be allowed to do; ``None``: anybody may, and no pool is asked.
     serve : callable
         Returns the answer.
-    answer : type
-        Its shape.
+    answer : type, str or tuple of them
+        Its shape; what is no JSON by its media type.
     body, query : type, optional
         Records of what is sent.
+    form_of : callable, optional
+        Returns which of several records a body is to be, where it may be one of them.
     params : dict of str to type
         What the values of the path must be.
     keyed : bool
@@ -93,7 +102,8 @@ class Operation:
     scope: Scope | None
     serve: Callable[[Call], Awaitable[Any]]
     answer: Any
-    body: type | None = None
+    body: Any = None
+    form_of: Callable[[Any], type] | None = None
     query: type | None = None
     params: Mapping[str, Any] = attrs.field(factory=dict)
     keyed: bool = False

@@ -101,9 +101,14 @@ def _query(field: attrs.Attribute[Any], schemas: Schemas) -> dict[str, Any]:
 
 
 def _answer(operation: Operation, schemas: Schemas) -> dict[str, Any]:
-    if isinstance(operation.answer, str):
-        return {"description": "It goes on.", "content": {operation.answer: {"schema": {"type": "string"}}}}
-    return {"description": "Done.", "content": {_JSON: {"schema": schemas.of(operation.answer)}}}
+    shapes = operation.answer if isinstance(operation.answer, tuple) else (operation.answer,)
+    content = {
+        shape if isinstance(shape, str) else _JSON: {
+            "schema": {"type": "string"} if isinstance(shape, str) else schemas.of(shape)
+        }
+        for shape in shapes
+    }
+    return {"description": "Done.", "content": content}
 
 
 def _refusal(status: int, schemas: Schemas) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from tbc.errors import HoldEndedError
 from tbc.holds import Hold
 from tbc.leased import LeasedManager
+from tbc.service.metrics import Metrics
 from tbc.service.problems import Problem
 from tbc.slices import SliceDesk
 
@@ -44,6 +45,7 @@ class OpenPool:
         self.name = name
         self.manager = manager
         self.store = store
+        self.metrics = Metrics()
         self._holds: dict[int, Hold] = {}
         self._local: dict[int, Hold] = {}  # only this process can end them
         self._numbers = _LOCAL + secrets.randbelow(2**51)

@@ -24,17 +24,20 @@ from tbc.axes import MAX_AMOUNT
 from tbc.reading import shown
 
 __all__ = [
+    "DOLLARS",
     "NAME",
     "PRIORITY",
     "AccountName",
     "AgentName",
     "Amount",
+    "Budget",
     "Count",
     "Dollars",
     "Fraction",
     "HoldNumber",
     "Key",
     "Line",
+    "Milliseconds",
     "PageSize",
     "Priority",
     "Rule",
@@ -131,14 +134,34 @@ AccountName = Annotated[
 Amount = Annotated[int, whole(0, MAX_AMOUNT, "Tokens, calls or nano-dollars (10^9 in a dollar).")]
 Count = Annotated[int, whole(0, MAX_AMOUNT, "How many calls.")]
 Priority = Annotated[int, PRIORITY]
-Dollars = Annotated[
-    str,
-    words(
-        r"^[0-9]{1,6}(\.[0-9]{1,9})?$",
-        'dollars below a million as a decimal string, such as "0.50"',
-        "US dollars as a decimal string: exact, up to nine decimals.",
+DOLLARS: Final = words(
+    r"^[0-9]{1,6}(\.[0-9]{1,9})?$",
+    'dollars below a million as a decimal string, such as "0.50"',
+    "US dollars as a decimal string: exact, up to nine decimals.",
+)
+Dollars = Annotated[str, DOLLARS]
+
+
+def _read_budget(value: object) -> float | str:
+    if type(value) in (int, float) and 0 <= value < 1_000_000:  # type: ignore[operator]
+        return value  # type: ignore[return-value]
+    if isinstance(value, str):
+        text: str = DOLLARS.check(value)
+        return text
+    raise ValueError(f'must be dollars from 0 to below a million, such as 0.5 or "0.50", not {shown(value)}')
+
+
+Budget = Annotated[
+    float | str,
+    Rule(
+        {
+            "anyOf": [{"type": "number", "minimum": 0, "exclusiveMaximum": 1_000_000}, DOLLARS.schema],
+            "description": "US dollars, as a number or as a decimal string.",
+        },
+        _read_budget,
     ),
 ]
+Milliseconds = Annotated[int, whole(0, 86_400_000, "Milliseconds.")]
 Fraction = Annotated[float, number(0, 1, "From 0 to 1.")]
 Seconds = Annotated[float, number(0, 86_400, "Seconds, at most a day.", above=True)]
 Line = Annotated[
