@@ -14,6 +14,7 @@ _EXTRAS = {
     **dict.fromkeys(("cyclopts", "rich"), "cli,plot"),
     **dict.fromkeys(("anyio", "jsonschema", "mcp", "uvicorn"), "mcp"),
     **dict.fromkeys(("apsw", "cattrs", "genai_prices", "yaml"), "runs"),
+    **dict.fromkeys(("prometheus_client", "starlette", "uvicorn"), "cli,serve"),
 }
 
 

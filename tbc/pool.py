@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import attrs
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tbc.holds import Hold
     from tbc.money import Money
 
-__all__ = ["Pool", "amounts_of", "has_reached", "nano_dollars"]
+__all__ = ["Pool", "Statement", "amounts_of", "has_reached", "nano_dollars"]
 
 
 class _Unset:
@@ -45,6 +45,27 @@ class _Unset:
 _UNSET: Any = _Unset()
 
 T = TypeVar("T")
+
+
+class Statement(NamedTuple):
+    """Accounts as they stand at one moment.
+
+    Attributes
+    ----------
+    seq : int
+        The last line of the journal: the next ones say what has changed since.
+    at : float
+        When it was, as journals show it.
+    open_holds : int
+        How many there are in the pool.
+    accounts : dict of tuple of Account, by axis
+        The root first, then agents in registration order; the axes that are kept, tokens always.
+    """
+
+    seq: int
+    at: float
+    open_holds: int
+    accounts: dict[Axis, tuple[tree.Account, ...]]
 
 
 class Pool:
@@ -374,6 +395,20 @@ class Pool:
         ledger = self.ledger
         known: Hold | None = ledger.open_holds.get(hold_id) or ledger.journal.hold(hold_id, ledger.seq)
         return known
+
+    def statement(self, agent_name: str | None = None) -> Statement:
+        """Return the accounts of everybody, or of one agent, on every axis that is kept, as of one moment."""
+        with self._lock:
+            self.ledger.look()
+            ledger = self.ledger
+            every = list(ledger.every_account()) if agent_name is None else [ledger.find(agent_name)]
+            kept = [axis for axis in AXES if axis == TOKENS or axis in ledger.sides]
+            return Statement(
+                ledger.seq,
+                ledger.wall(self._clock()),
+                len(ledger.open_holds),
+                {axis: tuple(tree.account_of(ledger, books, axis) for books in every) for axis in kept},
+            )
 
     def used(self) -> dict[Axis, tuple[int, int]]:
         """Return what was spent and what is granted in all, for every axis with a manager-wide cap."""

@@ -69,6 +69,7 @@ _OPERATIONS: Final = (
     "reset_confidence",
     "settle_lease",
     "should_wind_down",
+    "statement",
     "top_up",
     "update_agent",
     "used",

@@ -50,7 +50,7 @@ FLOORS = [
     "manager",
     "__init__",
     "swarm | runs | policy",
-    "mcp",
+    "mcp | service",
     "cli",
     "__main__",
     "testing",
