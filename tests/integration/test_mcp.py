@@ -417,8 +417,8 @@ def test_a_web_page_cannot_call_over_http():
         assert post(url, Host="evil.example") == 421
 
 
-@pytest.mark.parametrize("package", ["mcp", "uvicorn"])
-def test_without_the_extra_it_says_what_to_install(package):
+@pytest.mark.parametrize(("package", "extra"), [("mcp", "mcp"), ("uvicorn", "mcp,serve")])
+def test_without_the_extra_it_says_what_to_install(package, extra):
     code = f"import sys; sys.modules[{package!r}] = None; from tbc.__main__ import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "mcp"],
@@ -430,7 +430,7 @@ def test_without_the_extra_it_says_what_to_install(package):
         env=os.environ | ENVIRONMENT,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f'The tbc command needs {package}. Install it with:  pip install "tbc[mcp]"\n'
+    assert done.stderr == f'The tbc command needs {package}. Install it with:  pip install "tbc[{extra}]"\n'
 
 
 @pytest.mark.parametrize(
