@@ -14,9 +14,9 @@ _databases = count(1)
 
 
 @pytest.fixture(params=["postgres", "sqlite"])
-def url(request: pytest.FixtureRequest) -> Iterator[str]:
+def url(request: pytest.FixtureRequest) -> str:
     """Return the URL of a store that has nothing in it yet."""
-    yield request.getfixturevalue(f"{request.param}_books")
+    return request.getfixturevalue(f"{request.param}_books")
 
 
 @pytest.fixture
