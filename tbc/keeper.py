@@ -244,11 +244,9 @@ class Keeper:
     def _without_known(self, row: HoldRow) -> HoldRow:
         """Return a hold without the parts and loans that the store has."""
         known = self._holds.get(row.hold_id)
-        if known is None:
-            return row if row.loans else row._replace(loans=None)
-        parts, loans = row.parts, row.loans
-        same = () if known[1].parts == parts else parts, None if known[1].loans == loans else loans
-        return HoldRow._make(row[:11] + same)
+        if known is None or known[1].parts != row.parts:
+            return row
+        return HoldRow._make((*row[:11], None, None if known[1].loans == row.loans else row.loans))
 
     def kept(self, changes: Changes, mark: Mark) -> None:
         """Remember that it is written, and how far the pool has come with it; under the ledger's lock."""

@@ -8,6 +8,7 @@ doubled, paused or dead, nothing is promised twice.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from tbc.usage import Usage
 
 __all__ = ["LeaseHold", "LeaseRecord", "LeasingDesk"]
-
-_SHARES = 10**6
 
 
 class LeaseHold(Hold):
@@ -443,7 +442,7 @@ class LeasingDesk(SpendingDesk):
                 continue
             reach = survey(books)
             free = max(0, books.remaining + reach.treasury + reach.ancestors)
-            offered = free * round(share * _SHARES) // _SHARES
+            offered = int(free * Fraction(repr(share)))  # the share as it is written, exactly
             if offered < wanted and self._mode == "enforce":
                 return SliceTooSmallError(books.name, books.axis, wanted, offered, free)
             part.amount = part.granted = max(offered, wanted)

@@ -308,6 +308,7 @@ def _stored_manager() -> type[BudgetManager]:
 
         plain = BudgetManager
 
+    StoredManager.__qualname__ = "StoredManager"
     return StoredManager
 
 
@@ -319,4 +320,5 @@ def _slice_manager() -> type[Any]:
     class SliceManager(SliceDesk, BudgetManager):
         """A `BudgetManager` that has a slice of another one's pool."""
 
+    SliceManager.__qualname__ = "SliceManager"
     return SliceManager

@@ -80,9 +80,9 @@ def hold_row(ledger: Ledger, hold: Hold) -> HoldRow:
         )
     if settlement is None and (hold.lenders or hold.others):
         loans = tuple(
-            LoanRow(part.books.axis, position, loan.donor.name, loan.kind.value, loan.amount)
+            LoanRow(part.books.axis, loan.donor.name, loan.kind.value, loan.amount)
             for part in (hold, *hold.others)
-            for position, loan in enumerate(part.lenders or ())
+            for loan in part.lenders or ()
         )
     return HoldRow(
         hold.hold_id,
@@ -198,7 +198,7 @@ def put_hold(manager: BudgetManager, hold: Hold | None, row: HoldRow) -> Hold:
     """Return the hold that the row describes: the one that is known, changed, or a new one."""
     ledger = manager.ledger
     books = ledger.find(row.agent)
-    parts: dict[str, PartRow] = {part.axis: part for part in row.parts}
+    parts: dict[str, PartRow] = {part.axis: part for part in row.parts or ()}
     tokens = parts.get(TOKENS, PartRow(TOKENS, 0, 0))
     if hold is None:
         times = ledger.unwall(row.at), ledger.unwall(row.expires_at)

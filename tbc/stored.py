@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -81,6 +82,8 @@ _SWEEP: Final = 500
 #: Seconds between two looks at what has expired, and at what others have written.
 _EVERY_S: Final = 1.0
 _FOLLOW_EVERY_S: Final = 10.0
+#: How often a pool that others write to is opened before they are in the way.
+_OPEN_TRIES: Final = 8
 #: How many governed coroutines can wait for the store at once; others wait for them.
 _THREADS: Final = 32
 
@@ -126,17 +129,21 @@ class StoredDesk:
         manager: Any = self
         ledger = manager.ledger
         keeper = Keeper(manager, self._store, self._pool_name)
-        while True:
-            with self._store.transaction(self._pool_name):
-                state = self._store.load_pool(self._pool_name)
-                if state is not None:
-                    _check_caps(state.pool, manager._caps)
-                    keeper.restore(state)
-                    break
-            with contextlib.suppress(StoreStaleError):  # another process was faster: its pool is ours
+        for tries in count(1):
+            try:
+                with self._store.transaction(self._pool_name):
+                    state = self._store.load_pool(self._pool_name)
+                    if state is not None:
+                        _check_caps(state.pool, manager._caps)
+                        keeper.restore(state)
+                        break
                 with keeper.keep():
-                    pass
-                break
+                    break
+            except StoreStaleError:  # another process was faster: its pool is ours
+                continue
+            except StoreBusyError:  # many that start at once
+                if tries >= _OPEN_TRIES:
+                    raise
         ledger.expire_most = _SWEEP
         self._keeper = keeper
         self._clerk = Clerk(keeper, self._store, self._pool_name, ledger, _teller(manager))

@@ -36,7 +36,7 @@ HOLD = HoldRow(
     model="gpt",
     request_hash="abc",
     parts=(PartRow("tokens", 30, 20), PartRow("usd", 7, 7)),
-    loans=(LoanRow("tokens", 0, "reader", "loan", 5), LoanRow("tokens", 1, "(root)", "draw", 1)),
+    loans=(LoanRow("tokens", "reader", "loan", 5), LoanRow("tokens", "(root)", "draw", 1)),
 )
 LINES = [
     LineRow(1, 9.75, "register", "writer é", None, 100, 0, 0),

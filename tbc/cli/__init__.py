@@ -23,15 +23,21 @@ from tbc.run_errors import WorkflowFileError
 __all__ = ["app", "run"]
 
 app = App(name="tbc", version=__version__, help="Token budget contracts: a budget market for LLM agents.")
-app.command("tbc.cli.replay:replay", name="replay")
-app.command("tbc.cli.prices:prices", name="prices")
-app.command("tbc.cli.check:check", name="check")
-app.command("tbc.cli.run:run", name="run")
-app.command("tbc.cli.run:resume", name="resume")
-app.command("tbc.cli.runs:runs", name="runs")
-app.command("tbc.cli.runs:report", name="report")
+app.command(
+    "tbc.cli.replay:replay",
+    name="replay",
+    help="Run a simulated swarm under several policies and compare them.",
+)
+app.command(
+    "tbc.cli.prices:prices", name="prices", help="Show what models cost, and from where that is known."
+)
+app.command("tbc.cli.check:check", name="check", help="Check a workflow file without running it.")
+app.command("tbc.cli.run:run", name="run", help="Run a workflow within its budgets.")
+app.command("tbc.cli.run:resume", name="resume", help="Go on with a run that was stopped.")
+app.command("tbc.cli.runs:runs", name="runs", help="List the runs that a file keeps.")
+app.command("tbc.cli.runs:report", name="report", help="Show what a run spent, step by step.")
 app.command("tbc.cli.store:store", name="store")
-app.command("tbc.cli.watch:watch", name="watch")
+app.command("tbc.cli.watch:watch", name="watch", help="Show the accounts of a store while others spend.")
 
 
 def run(arguments: Sequence[str]) -> int:

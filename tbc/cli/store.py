@@ -31,8 +31,10 @@ _POSTGRES = ("postgresql://", "postgres://")
 _Flag = Annotated[bool, Parameter(negative="")]
 
 store = App(name="store", help="Look after a store: verify it, copy it, see what it holds.")
-store.command("tbc.cli.leases:leases", name="leases")
-store.command("tbc.cli.leases:close_lease", name="close-lease")
+store.command("tbc.cli.leases:leases", name="leases", help="List the leases that are open or unreported.")
+store.command(
+    "tbc.cli.leases:close_lease", name="close-lease", help="Book what a lost worker spent, and free the rest."
+)
 
 
 class Checked(NamedTuple):

@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from math import isfinite
 from typing import Any, NamedTuple
 
 from tbc.stores.rows import Line, LineRow, check_id, check_int, check_ints
@@ -24,7 +26,6 @@ Fields = tuple[Any, ...]
 
 _AMOUNTS = ("seq", "allocated", "consumed", "held", "unpriced")
 
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, check_circular=False).encode
 _sha256 = hashlib.sha256
 
 
@@ -82,7 +83,35 @@ def fields_of(line: Line) -> Fields:
 
 def link(previous: bytes, fields: Fields) -> bytes:
     """Return the hash of the line with these fields that follows the line with the hash `previous`."""
-    return _sha256(previous + _encode(fields).encode()).digest()
+    (
+        seq,
+        at,
+        kind,
+        axis,
+        agent,
+        peer,
+        allocated,
+        consumed,
+        held,
+        unpriced,
+        hold_id,
+        key,
+        note,
+        model,
+        estimated,
+    ) = fields
+    # What json.dumps would write, put together by hand: it is written and read once for every line.
+    line = (
+        f"[{seq},{at if isfinite(at) else json.dumps(at)},{_text(kind)},{_text(axis)},{_text(agent)},"
+        f"{_text(peer)},{allocated},{consumed},{held},{unpriced},{'null' if hold_id is None else hold_id},"
+        f"{_text(key)},{_text(note)},{_text(model)},{estimated}]"
+    )
+    return _sha256(previous + line.encode()).digest()
+
+
+@lru_cache(4096)  # the same few names come with every line
+def _text(value: str | None) -> str:
+    return json.dumps(value)
 
 
 class PoolCheck(NamedTuple):

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -32,7 +32,7 @@ from tbc.stores import postgres_schema, statements
 from tbc.stores.postgres_writer import PostgresWriter
 from tbc.stores.rows import Mark, StoreInfo
 from tbc.stores.schema import checksum
-from tbc.stores.store import Question, Store
+from tbc.stores.store import Answering, Question, Store
 
 if TYPE_CHECKING:
     import psycopg
@@ -57,7 +57,7 @@ _RESTORE: Final = "Stop writing to it, keep a copy of it, and restore a backup"
 
 _PUT: Final = """
     SELECT put_books(%s, %s::bigint, %s::bytea, %s::bigint, %s::bytea, %s::jsonb, %s::jsonb, %s::jsonb,
-        %s::jsonb, %s::jsonb, %s::bigint[], %s::jsonb, %s::jsonb, %s::jsonb)"""
+        %s::jsonb, %s::jsonb, %s::jsonb, %s::jsonb)"""
 _TAKE: Final = "SELECT version, seq, head FROM pools WHERE pool = %s FOR UPDATE"
 _TAKE_NAME: Final = "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' ' || %s, 1))"
 _HAS_META: Final = "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = 'meta'"
@@ -507,20 +507,23 @@ class PostgresStore(Store):
                 return connection
 
     def _ask(self, *questions: Question) -> list[list[tuple[Any, ...]]]:
+        with self._moment(alone=len(questions) == 1) as ask:
+            return ask(*questions)
+
+    @contextmanager
+    def _moment(self, *, alone: bool = False) -> Generator[Answering]:
         with self._ready() as pool:
             taken = getattr(self._mine, "connection", None)
             if taken is not None:  # the pool's row is locked: its other rows stay as they are
                 with self._typed(taken):
-                    return [taken.execute(_ours(text), values).fetchall() for text, values in questions]
+                    yield partial(_answers, taken)
+                return
             with self._taken(pool) as connection, self._typed(connection):
-                if len(questions) == 1:
-                    ((text, values),) = questions
-                    return [connection.execute(_ours(text), values).fetchall()]
-                with connection.pipeline():
+                if not alone:
                     connection.execute(_READ_ONE_MOMENT)
-                    cursors = [connection.execute(_ours(text), values) for text, values in questions]
+                yield partial(_answers, connection)
+                if not alone:
                     connection.execute("COMMIT")
-                return [cursor.fetchall() for cursor in cursors]
 
     @contextmanager
     def _aside(self) -> Generator[Any]:
@@ -587,6 +590,16 @@ class _Reader:
         cursor = self._cursors.enter_context(self._connection.cursor(f"look_{self._asked}"))
         cursor.itersize = _BATCH
         return cursor.execute(_ours(statement), values)
+
+
+def _answers(connection: Connection, *questions: Question) -> list[list[tuple[Any, ...]]]:
+    """Ask all questions in one round trip."""
+    if len(questions) == 1:
+        ((text, values),) = questions
+        return [connection.execute(_ours(text), values).fetchall()]
+    with connection.pipeline():
+        cursors = [connection.execute(_ours(text), values) for text, values in questions]
+    return [cursor.fetchall() for cursor in cursors]
 
 
 @contextmanager

@@ -57,6 +57,7 @@ CREATE TABLE accounts (
     FOREIGN KEY (pool, agent) REFERENCES agents
 ) WITH (fillfactor = 50);
 
+-- `parts` and `loans` are JSON: what is set aside on each axis, and what of it was lent by whom.
 CREATE TABLE holds (
     pool text COLLATE "C" NOT NULL,
     hold_id bigint NOT NULL,
@@ -70,36 +71,16 @@ CREATE TABLE holds (
     request_hash text,
     outcome text,
     lease text,
+    parts text NOT NULL,
+    loans text NOT NULL,
     PRIMARY KEY (pool, hold_id)
 );
 CREATE INDEX open_holds ON holds (pool, hold_id) WHERE state = 'open';
 CREATE INDEX holds_by_key ON holds (pool, key, hold_id) WHERE key IS NOT NULL;
 
-CREATE TABLE hold_parts (
-    pool text COLLATE "C" NOT NULL,
-    hold_id bigint NOT NULL,
-    axis text COLLATE "C" NOT NULL CHECK (axis IN ('tokens', 'usd', 'calls')),
-    amount bigint NOT NULL CHECK (amount >= 0),
-    granted bigint NOT NULL CHECK (granted >= 0),
-    unpriced smallint NOT NULL CHECK (unpriced IN (0, 1)),
-    PRIMARY KEY (pool, hold_id, axis)
-);
-
-CREATE TABLE loans (
-    pool text COLLATE "C" NOT NULL,
-    hold_id bigint NOT NULL,
-    axis text COLLATE "C" NOT NULL CHECK (axis IN ('tokens', 'usd', 'calls')),
-    position bigint NOT NULL CHECK (position >= 0),
-    lender text COLLATE "C" NOT NULL,
-    kind text NOT NULL,
-    amount bigint NOT NULL CHECK (amount >= 0),
-    PRIMARY KEY (pool, hold_id, axis, position),
-    FOREIGN KEY (pool, hold_id) REFERENCES holds,
-    FOREIGN KEY (pool, lender) REFERENCES agents (pool, agent)
-);
-
+-- Written most: names and pool are checked before, not here.
 CREATE TABLE ops (
-    pool text COLLATE "C" NOT NULL REFERENCES pools,
+    pool text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL CHECK (octet_length(key) BETWEEN 1 AND 128),
     kind text NOT NULL,
     request_hash text NOT NULL,
@@ -110,19 +91,19 @@ CREATE TABLE ops (
 CREATE INDEX ops_by_time ON ops (pool, created_at);
 
 CREATE TABLE journal (
-    pool text COLLATE "C" NOT NULL REFERENCES pools,
+    pool text COLLATE "C" NOT NULL,
     seq bigint NOT NULL CHECK (seq > 0),
     at float8 NOT NULL,
-    kind text COLLATE "C" NOT NULL CHECK (octet_length(kind) BETWEEN 1 AND 128),
+    kind text COLLATE "C" NOT NULL,
     axis text COLLATE "C" NOT NULL CHECK (axis IN ('tokens', 'usd', 'calls')),
-    agent text COLLATE "C" NOT NULL CHECK (octet_length(agent) BETWEEN 1 AND 128),
-    peer text COLLATE "C" CHECK (octet_length(peer) BETWEEN 1 AND 128),
+    agent text COLLATE "C" NOT NULL,
+    peer text COLLATE "C",
     allocated bigint NOT NULL,
     consumed bigint NOT NULL,
     held bigint NOT NULL,
     unpriced bigint NOT NULL,
     hold_id bigint,
-    key text COLLATE "C" CHECK (octet_length(key) BETWEEN 1 AND 128),
+    key text COLLATE "C",
     note text COLLATE "C",
     model text COLLATE "C",
     estimated smallint NOT NULL CHECK (estimated IN (0, 1)),
@@ -141,8 +122,8 @@ CREATE TRIGGER journal_is_never_emptied BEFORE TRUNCATE ON journal
 -- whether it was. Sections without rows are NULL.
 CREATE FUNCTION put_books(
     of_pool text, was_version bigint, was_head bytea, now_seq bigint, now_head bytea,
-    pool_rows jsonb, agent_rows jsonb, account_rows jsonb, hold_rows jsonb, part_rows jsonb,
-    lent_holds bigint[], loan_rows jsonb, op_rows jsonb, line_rows jsonb
+    pool_rows jsonb, agent_rows jsonb, account_rows jsonb, hold_rows jsonb, end_rows jsonb,
+    op_rows jsonb, line_rows jsonb
 ) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     kept bigint;
@@ -186,35 +167,29 @@ BEGIN
             held = excluded.held, min_reserve = excluded.min_reserve, unpriced = excluded.unpriced;
     END IF;
     IF hold_rows IS NOT NULL THEN
-        INSERT INTO holds
-            (pool, hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome, lease)
+        INSERT INTO holds (pool, hold_id, agent, state, at, expires_at, key, operation, model, request_hash,
+            outcome, lease, parts, loans)
         SELECT of_pool, hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome,
-            lease
+            lease, parts, loans
         FROM jsonb_to_recordset(hold_rows) AS new (
             hold_id bigint, agent text, state text, at float8, expires_at float8, key text, operation text,
-            model text, request_hash text, outcome text, lease text)
+            model text, request_hash text, outcome text, lease text, parts text, loans text)
         ON CONFLICT (pool, hold_id) DO UPDATE SET
             agent = excluded.agent, state = excluded.state, at = excluded.at,
             expires_at = excluded.expires_at, key = excluded.key, operation = excluded.operation,
             model = excluded.model, request_hash = excluded.request_hash, outcome = excluded.outcome,
-            lease = excluded.lease;
+            lease = excluded.lease, parts = excluded.parts, loans = excluded.loans;
     END IF;
-    IF lent_holds IS NOT NULL THEN
-        DELETE FROM loans WHERE pool = of_pool AND hold_id = ANY (lent_holds);
-    END IF;
-    IF part_rows IS NOT NULL THEN
-        INSERT INTO hold_parts (pool, hold_id, axis, amount, granted, unpriced)
-        SELECT of_pool, hold_id, axis, amount, granted, unpriced
-        FROM jsonb_to_recordset(part_rows) AS new (
-            hold_id bigint, axis text, amount bigint, granted bigint, unpriced smallint)
-        ON CONFLICT (pool, hold_id, axis) DO UPDATE SET
-            amount = excluded.amount, granted = excluded.granted, unpriced = excluded.unpriced;
-    END IF;
-    IF loan_rows IS NOT NULL THEN
-        INSERT INTO loans (pool, hold_id, axis, position, lender, kind, amount)
-        SELECT of_pool, hold_id, axis, position, lender, kind, amount
-        FROM jsonb_to_recordset(loan_rows) AS new (
-            hold_id bigint, axis text, position bigint, lender text, kind text, amount bigint);
+    IF end_rows IS NOT NULL THEN
+        UPDATE holds SET state = new.state, expires_at = new.expires_at, outcome = new.outcome,
+            lease = new.lease, loans = coalesce(new.loans, holds.loans)
+        FROM jsonb_to_recordset(end_rows) AS new (
+            hold_id bigint, state text, expires_at float8, outcome text, lease text, loans text)
+        WHERE pool = of_pool AND holds.hold_id = new.hold_id;
+        GET DIAGNOSTICS kept = ROW_COUNT;
+        IF kept < jsonb_array_length(end_rows) THEN
+            RAISE EXCEPTION 'a hold without parts is not in the pool' USING ERRCODE = '23503';
+        END IF;
     END IF;
     IF op_rows IS NOT NULL THEN
         INSERT INTO ops (pool, key, kind, request_hash, response, created_at)

@@ -9,14 +9,12 @@ from typing import Any, Final
 
 from tbc.errors import InvalidAmountError, KeyConflictError
 from tbc.stores.chain import Fields
-from tbc.stores.rows import AccountRow, AgentRow, HoldRow, LoanRow, Mark, OpRow, PartRow, PoolRow
-from tbc.stores.writer import Writer, unreadable
+from tbc.stores.rows import AccountRow, AgentRow, HoldRow, Mark, OpRow, PoolRow
+from tbc.stores.writer import Writer, as_json, unreadable
 
 __all__ = ["PostgresWriter"]
 
-_HOLD_FIELDS: Final = HoldRow._fields[:11]
-_PART_FIELDS: Final = ("hold_id", *PartRow._fields)
-_LOAN_FIELDS: Final = ("hold_id", *LoanRow._fields)
+_END_FIELDS: Final = ("hold_id", "state", "expires_at", "outcome", "lease", "loans")
 _LINE_FIELDS: Final = (
     *("seq", "at", "kind", "axis", "agent", "peer", "allocated", "consumed", "held", "unpriced"),
     *("hold_id", "key", "note", "model", "estimated", "prev_hash", "hash"),
@@ -44,8 +42,7 @@ class PostgresWriter(Writer):
         self._agents: dict[str, _Row] = {}
         self._accounts: dict[tuple[str, str], _Row] = {}
         self._holds: dict[int, _Row] = {}
-        self._parts: dict[tuple[int, str], _Row] = {}
-        self._loans: dict[int, list[_Row]] = {}
+        self._ends_of_holds: dict[int, _Row] = {}
         self._ops: dict[str, _Row] = {}
         self._lines: list[_Row] = []
 
@@ -66,9 +63,7 @@ class PostgresWriter(Writer):
             _as_json(self._agents.values()),
             _as_json(self._accounts.values()),
             _as_json(self._holds.values()),
-            _as_json(self._parts.values()),
-            f"{{{','.join(map(str, self._loans))}}}" if self._loans else None,
-            _as_json([row for rows in self._loans.values() for row in rows]),
+            _as_json(self._ends_of_holds.values()),
             _as_json(self._ops.values()),
             _as_json(self._lines),
         )
@@ -106,20 +101,24 @@ class PostgresWriter(Writer):
     def _keep_account(self, pool: str, row: AccountRow) -> None:
         self._accounts[row.agent, row.axis] = _checked(row._fields, row)
 
-    def _keep_hold(self, pool: str, row: HoldRow) -> None:
-        ours = row.hold_id
-        self._holds[ours] = _checked(_HOLD_FIELDS, row[:11])
-        for part in row.parts:
-            self._parts[ours, part.axis] = _checked(_PART_FIELDS, (ours, *part))
-        if row.loans is not None:
-            self._loans[ours] = [_checked(_LOAN_FIELDS, (ours, *loan)) for loan in row.loans]
+    def _keep_holds(self, pool: str, rows: list[HoldRow]) -> None:
+        for row in rows:
+            values = (*row[:11], as_json(row.parts or ()), as_json(row.loans or ()))
+            self._holds[row.hold_id] = _checked(row._fields, values)
+            self._ends_of_holds.pop(row.hold_id, None)
+
+    def _keep_ends(self, pool: str, rows: list[HoldRow]) -> None:
+        for hold_id, _, state, _, expires_at, _, _, _, _, outcome, lease, _, loans in rows:
+            end = (hold_id, state, expires_at, outcome, lease, None if loans is None else as_json(loans))
+            self._ends_of_holds[hold_id] = _checked(_END_FIELDS, end)
 
     def _keep_op(self, pool: str, row: OpRow) -> tuple[str, str] | None:
         first = self._ops.setdefault(row.key, _checked(row._fields, row))
         return first["kind"], first["request_hash"]
 
-    def _keep_line(self, pool: str, fields: Fields, previous: bytes, own: bytes) -> None:
-        self._lines.append(_checked(_LINE_FIELDS, (*fields, previous.hex(), own.hex())))
+    def _keep_lines(self, pool: str, lines: list[Fields]) -> None:
+        for *fields, previous, own in lines:
+            self._lines.append(_checked(_LINE_FIELDS, (*fields, previous.hex(), own.hex())))
 
     def conflict(self, key: str, kind: str, request_hash: str) -> KeyConflictError:
         """Return the error for a key of this transaction that has another answer in the store."""

@@ -231,10 +231,9 @@ class PartRow(NamedTuple):
 
 
 class LoanRow(NamedTuple):
-    """What of a hold was lent on one axis; `position` is the order of lending."""
+    """What of a hold was lent on one axis; those of one axis are in the order of lending."""
 
     axis: str
-    position: int
     lender: str
     kind: str
     amount: int
@@ -243,7 +242,8 @@ class LoanRow(NamedTuple):
 class HoldRow(NamedTuple):
     """A hold. `outcome` is how it ended, as JSON; `lease` what makes it a lease, if it is one.
 
-    To a writer, no `parts` and ``None`` for `loans` say that they are as they were.
+    To a writer, ``None`` for `parts` and `loans` says that they are as they were; without parts, only its
+    state, its expiry, its outcome and its lease are written.
     """
 
     hold_id: int
@@ -257,7 +257,7 @@ class HoldRow(NamedTuple):
     request_hash: str | None = None
     outcome: str | None = None
     lease: str | None = None
-    parts: Sequence[PartRow] = ()
+    parts: Sequence[PartRow] | None = ()
     loans: Sequence[LoanRow] | None = ()
 
 
@@ -338,7 +338,7 @@ class PoolState(NamedTuple):
     agents : tuple of AgentRow
         In the order of registration, the root among them.
     accounts : tuple of AccountRow
-        In the same order.
+        By name and axis.
     holds : tuple of HoldRow
         The open ones, oldest first.
     ended : tuple of HoldRow

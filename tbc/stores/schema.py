@@ -39,10 +39,12 @@ CREATE TABLE agents (
     terms TEXT NOT NULL,
     last_confidence REAL,
     closed INTEGER NOT NULL CHECK (closed IN (0, 1)),
+    version INTEGER NOT NULL CHECK (version >= 0),
     PRIMARY KEY (pool, agent),
     UNIQUE (pool, position),
     FOREIGN KEY (pool, parent) REFERENCES agents DEFERRABLE INITIALLY DEFERRED
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX agents_by_version ON agents (pool, version);
 
 CREATE TABLE accounts (
     pool TEXT NOT NULL,
@@ -58,6 +60,7 @@ CREATE TABLE accounts (
     FOREIGN KEY (pool, agent) REFERENCES agents DEFERRABLE INITIALLY DEFERRED
 ) STRICT, WITHOUT ROWID;
 
+-- `parts` and `loans` are JSON: what is set aside on each axis, and what of it was lent by whom.
 CREATE TABLE holds (
     pool TEXT NOT NULL,
     hold_id INTEGER NOT NULL,
@@ -70,34 +73,13 @@ CREATE TABLE holds (
     expires_at REAL NOT NULL,
     request_hash TEXT,
     outcome TEXT,
-    PRIMARY KEY (pool, hold_id),
-    FOREIGN KEY (pool, agent) REFERENCES agents DEFERRABLE INITIALLY DEFERRED
+    lease TEXT,
+    parts TEXT NOT NULL,
+    loans TEXT NOT NULL,
+    PRIMARY KEY (pool, hold_id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX open_holds ON holds (pool, hold_id) WHERE state = 'open';
 CREATE INDEX holds_by_key ON holds (pool, key) WHERE key IS NOT NULL;
-
-CREATE TABLE hold_parts (
-    pool TEXT NOT NULL,
-    hold_id INTEGER NOT NULL,
-    axis TEXT NOT NULL CHECK (axis IN ('tokens', 'usd', 'calls')),
-    amount INTEGER NOT NULL CHECK (amount >= 0),
-    granted INTEGER NOT NULL CHECK (granted >= 0),
-    PRIMARY KEY (pool, hold_id, axis),
-    FOREIGN KEY (pool, hold_id) REFERENCES holds DEFERRABLE INITIALLY DEFERRED
-) STRICT, WITHOUT ROWID;
-
-CREATE TABLE loans (
-    pool TEXT NOT NULL,
-    hold_id INTEGER NOT NULL,
-    axis TEXT NOT NULL CHECK (axis IN ('tokens', 'usd', 'calls')),
-    position INTEGER NOT NULL CHECK (position >= 0),
-    lender TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    amount INTEGER NOT NULL CHECK (amount >= 0),
-    PRIMARY KEY (pool, hold_id, axis, position),
-    FOREIGN KEY (pool, hold_id) REFERENCES holds DEFERRABLE INITIALLY DEFERRED,
-    FOREIGN KEY (pool, lender) REFERENCES agents (pool, agent) DEFERRABLE INITIALLY DEFERRED
-) STRICT, WITHOUT ROWID;
 
 CREATE TABLE ops (
     pool TEXT NOT NULL REFERENCES pools DEFERRABLE INITIALLY DEFERRED,
@@ -110,20 +92,21 @@ CREATE TABLE ops (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX ops_by_time ON ops (pool, created_at);
 
+-- Written most: names and pool are checked before, not here.
 CREATE TABLE journal (
-    pool TEXT NOT NULL REFERENCES pools,
+    pool TEXT NOT NULL,
     seq INTEGER NOT NULL CHECK (seq > 0),
     at REAL NOT NULL,
-    kind TEXT NOT NULL CHECK (octet_length(kind) BETWEEN 1 AND 128),
+    kind TEXT NOT NULL,
     axis TEXT NOT NULL CHECK (axis IN ('tokens', 'usd', 'calls')),
-    agent TEXT NOT NULL CHECK (octet_length(agent) BETWEEN 1 AND 128),
-    peer TEXT CHECK (octet_length(peer) BETWEEN 1 AND 128),
+    agent TEXT NOT NULL,
+    peer TEXT,
     allocated INTEGER NOT NULL,
     consumed INTEGER NOT NULL,
     held INTEGER NOT NULL,
     unpriced INTEGER NOT NULL,
     hold_id INTEGER,
-    key TEXT CHECK (octet_length(key) BETWEEN 1 AND 128),
+    key TEXT,
     note TEXT,
     model TEXT,
     estimated INTEGER NOT NULL CHECK (estimated IN (0, 1)),
@@ -187,12 +170,6 @@ INSERT INTO meta VALUES
     ('clean_shutdown', '0'),
     ('restore_epoch', '0');
 """,
-    """
-ALTER TABLE agents ADD COLUMN version INTEGER NOT NULL DEFAULT 0 CHECK (version >= 0);
-CREATE INDEX agents_by_version ON agents (pool, version);
-ALTER TABLE hold_parts ADD COLUMN unpriced INTEGER NOT NULL DEFAULT 0 CHECK (unpriced IN (0, 1));
-ALTER TABLE holds ADD COLUMN lease TEXT;
-""",
 )
 
 
@@ -237,26 +214,18 @@ ADD_ACCOUNT: Final = """
     INSERT INTO accounts (pool, agent, axis, capped, allocated, consumed, held, min_reserve, unpriced)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
-SET_HOLD: Final = """
-    UPDATE holds SET
-        state = ?4, at = ?5, expires_at = ?6, key = ?7, operation = ?8, model = ?9, request_hash = ?10,
-        outcome = ?11, lease = ?12
-    WHERE pool = ?1 AND hold_id = ?2 AND agent = ?3"""
 PUT_HOLD: Final = """
-    INSERT INTO holds
-        (pool, hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome, lease)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    INSERT INTO holds (pool, hold_id, agent, state, at, expires_at, key, operation, model, request_hash,
+        outcome, lease, parts, loans)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (pool, hold_id) DO UPDATE SET
         agent = excluded.agent, state = excluded.state, at = excluded.at, expires_at = excluded.expires_at,
         key = excluded.key, operation = excluded.operation, model = excluded.model,
-        request_hash = excluded.request_hash, outcome = excluded.outcome, lease = excluded.lease"""
-PUT_PART: Final = """
-    INSERT INTO hold_parts (pool, hold_id, axis, amount, granted, unpriced) VALUES (?, ?, ?, ?, ?, ?)
-    ON CONFLICT (pool, hold_id, axis) DO UPDATE SET
-        amount = excluded.amount, granted = excluded.granted, unpriced = excluded.unpriced"""
-DROP_LOANS: Final = "DELETE FROM loans WHERE pool = ? AND hold_id = ?"
-PUT_LOAN: Final = """
-    INSERT INTO loans (pool, hold_id, axis, position, lender, kind, amount) VALUES (?, ?, ?, ?, ?, ?, ?)"""
+        request_hash = excluded.request_hash, outcome = excluded.outcome, lease = excluded.lease,
+        parts = excluded.parts, loans = excluded.loans"""
+END_HOLD: Final = """
+    UPDATE holds SET state = ?3, expires_at = ?4, outcome = ?5, lease = ?6, loans = coalesce(?7, loans)
+    WHERE pool = ?1 AND hold_id = ?2"""
 PUT_OP: Final = """
     INSERT INTO ops (pool, key, kind, request_hash, response, created_at) VALUES (?, ?, ?, ?, ?, ?)"""
 

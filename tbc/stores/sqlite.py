@@ -20,6 +20,7 @@ Examples
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import tempfile
@@ -27,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -48,7 +50,7 @@ from tbc.stores.rows import (
     StoreInfo,
 )
 from tbc.stores.sqlite_writer import SqliteWriter
-from tbc.stores.store import Store
+from tbc.stores.store import Answering, Question, Store
 
 __all__ = ["SqliteStore"]
 
@@ -481,9 +483,21 @@ class SqliteStore(Store):
             finally:
                 connection.close(True)
 
-    def _ask(self, *questions: tuple[str, tuple[object, ...]]) -> list[list[tuple[Any, ...]]]:
+    def _ask(self, *questions: Question) -> list[list[tuple[Any, ...]]]:
+        with self._moment() as ask:
+            return ask(*questions)
+
+    @contextmanager
+    def _moment(self) -> Generator[Answering]:
         with self._reading() as connection:
-            return [connection.execute(statement, values).fetchall() for statement, values in questions]
+
+            def ask(*questions: Question) -> list[list[tuple[Any, ...]]]:
+                return [
+                    connection.execute(_ours(statement), _with_lists(values)).fetchall()
+                    for statement, values in questions
+                ]
+
+            yield ask
 
     def _identity(self) -> tuple[int, int] | None:
         try:
@@ -519,6 +533,16 @@ class SqliteStore(Store):
         if isinstance(error, apsw.ConstraintError):
             return self._error(f"a row breaks a rule of the tables ({error})", "Nothing was written")
         return self._error(f"SQLite says: {error}", "Check the disk and the permissions")
+
+
+@cache
+def _ours(statement: str) -> str:
+    """Return a statement with SQLite's words for a list."""
+    return statement.replace("= ANY (?)", "IN (SELECT value FROM json_each(?))")
+
+
+def _with_lists(values: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple(json.dumps(value) if isinstance(value, list) else value for value in values)
 
 
 def _make_folder(path: str) -> None:

@@ -20,7 +20,7 @@ from tbc.stores.rows import (
     StepRow,
     check_id,
 )
-from tbc.stores.writer import Writer, unreadable
+from tbc.stores.writer import Writer, as_json, unreadable
 
 __all__ = ["SqliteWriter"]
 
@@ -100,20 +100,24 @@ class SqliteWriter(Writer):
         if not self._connection.changes():
             self._execute(schema.ADD_ACCOUNT, values)
 
-    def _keep_hold(self, pool: str, row: HoldRow) -> None:
-        ours = (pool, row.hold_id)
-        values = (pool, *row[:11])
-        if not row.parts:  # mostly one that is there
-            self._execute(schema.SET_HOLD, values)
-        if row.parts or not self._connection.changes():
-            self._execute(schema.PUT_HOLD, values)
-        for part in row.parts:
-            self._execute(schema.PUT_PART, (*ours, *part))
-        if row.loans is None:
-            return
-        self._execute(schema.DROP_LOANS, ours)
-        for loan in row.loans:
-            self._execute(schema.PUT_LOAN, (*ours, *loan))
+    def _keep_holds(self, pool: str, rows: list[HoldRow]) -> None:
+        self._execute_many(
+            schema.PUT_HOLD,
+            [(pool, *row[:11], as_json(row.parts or ()), as_json(row.loans or ())) for row in rows],
+        )
+
+    def _keep_ends(self, pool: str, rows: list[HoldRow]) -> None:
+        before = self._connection.total_changes()
+        self._execute_many(
+            schema.END_HOLD,
+            [
+                (pool, hold_id, state, expires_at, outcome, lease, None if loans is None else as_json(loans))
+                for hold_id, _, state, _, expires_at, _, _, _, _, outcome, lease, _, loans in rows
+            ],
+        )
+        if self._connection.total_changes() - before != len(rows):
+            numbers = [row.hold_id for row in rows]
+            raise InvalidAmountError("hold_id", numbers, "holds of this pool, or ones with their parts")
 
     def _keep_op(self, pool: str, row: OpRow) -> tuple[str, str] | None:
         first = self._execute(statements.OP, (pool, row.key)).fetchone()
@@ -122,14 +126,20 @@ class SqliteWriter(Writer):
             return None
         return first[1], first[2]
 
-    def _keep_line(self, pool: str, fields: Fields, previous: bytes, own: bytes) -> None:
-        self._execute(schema.APPEND, (pool, *fields, previous, own))
+    def _keep_lines(self, pool: str, lines: list[Fields]) -> None:
+        self._execute_many(schema.APPEND, [(pool, *line) for line in lines])
 
     def _execute(self, statement: str, values: Sequence[Any]) -> Any:
+        return self._do("execute", statement, values)
+
+    def _execute_many(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
+        self._do("executemany", statement, rows)
+
+    def _do(self, how: str, statement: str, values: Sequence[Any]) -> Any:
         if self._connection is None:
             raise self._over()
         try:
-            return self._connection.execute(statement, values)
+            return getattr(self._connection, how)(statement, values)
         except UnicodeEncodeError as error:
             raise unreadable(error) from error
         except (TypeError, OverflowError) as error:

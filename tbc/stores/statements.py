@@ -1,7 +1,7 @@
 """What is asked about pools, in words that SQLite and PostgreSQL both understand.
 
 `?` stands for a value. Whatever belongs together is asked set by set, so that the number of statements does
-not depend on the number of rows.
+not depend on the number of rows. ``= ANY (?)``, in PostgreSQL's words, takes a list.
 """
 
 from __future__ import annotations
@@ -23,43 +23,20 @@ NEW_AGENTS: Final = f"{_AGENT} AND version > ? ORDER BY position"
 
 _ACCOUNT = """
     SELECT agent, axis, capped, allocated, consumed, held, min_reserve, unpriced
-    FROM accounts JOIN agents USING (pool, agent) WHERE pool = ?"""
-ACCOUNTS: Final = f"{_ACCOUNT} ORDER BY position, axis"
-#: Of the lines after one.
-NEW_ACCOUNTS: Final = f"""{_ACCOUNT} AND (agent, axis) IN (
-        SELECT agent, axis FROM journal WHERE pool = ? AND seq > ?
-        UNION SELECT peer, axis FROM journal WHERE pool = ? AND seq > ? AND peer IS NOT NULL)
-    ORDER BY position, axis"""
+    FROM accounts WHERE pool = ?"""
+ACCOUNTS: Final = f"{_ACCOUNT} ORDER BY agent, axis"
+ACCOUNTS_OF: Final = f"{_ACCOUNT} AND agent = ANY (?) ORDER BY agent, axis"
 
 _HOLD = """
-    SELECT hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome,
-        lease
+    SELECT hold_id, agent, state, at, expires_at, key, operation, model, request_hash, outcome, lease, parts,
+        loans
     FROM holds WHERE pool = ?"""
-_PART = "SELECT hold_id, axis, amount, granted, unpriced FROM hold_parts WHERE pool = ?"
-_LOAN = "SELECT hold_id, axis, position, lender, kind, amount FROM loans WHERE pool = ?"
-
-
-def _whole(which: str) -> tuple[str, str, str]:
-    """Return the statements for some holds, their parts and their loans; each takes the pool and `which`."""
-    return (
-        f"{_HOLD} AND hold_id {which} ORDER BY hold_id",
-        f"{_PART} AND hold_id {which} ORDER BY hold_id, axis",
-        f"{_LOAN} AND hold_id {which} ORDER BY hold_id, axis, position",
-    )
-
-
-OPEN_HOLDS: Final = _whole("IN (SELECT hold_id FROM holds WHERE pool = ? AND state = 'open')")
-ENDED_HOLDS: Final = _whole(
-    "IN (SELECT hold_id FROM holds WHERE pool = ? AND state <> 'open' ORDER BY hold_id DESC LIMIT ?)"
-)
-NEW_HOLDS: Final = _whole("IN (SELECT hold_id FROM journal WHERE pool = ? AND seq > ?)")
-HOLD_BY_ID: Final = _whole("= ?")
-HOLD_BY_KEY: Final = _whole(
-    "= (SELECT hold_id FROM holds WHERE pool = ? AND key = ? ORDER BY hold_id DESC LIMIT 1)"
-)
-HELD: Final = """
-    SELECT agent, axis, CAST(sum(amount) AS BIGINT) FROM holds JOIN hold_parts USING (pool, hold_id)
-    WHERE pool = ? AND state = 'open' GROUP BY agent, axis"""
+OPEN_HOLDS: Final = f"{_HOLD} AND state = 'open' ORDER BY hold_id"
+#: The newest first.
+ENDED_HOLDS: Final = f"{_HOLD} AND state <> 'open' ORDER BY hold_id DESC LIMIT ?"
+HOLDS_OF: Final = f"{_HOLD} AND hold_id = ANY (?) ORDER BY hold_id"
+HOLD_BY_ID: Final = f"{_HOLD} AND hold_id = ?"
+HOLD_BY_KEY: Final = f"{_HOLD} AND key = ? ORDER BY hold_id DESC LIMIT 1"
 
 _OP = "SELECT key, kind, request_hash, response, created_at FROM ops WHERE pool = ?"
 OP: Final = f"{_OP} AND key = ?"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, Self
@@ -36,6 +38,8 @@ __all__ = ["Store"]
 _PAGE: Final = 1_000
 #: A statement with its values.
 Question = tuple[str, tuple[object, ...]]
+#: What answers questions with rows.
+Answering = Callable[..., list[list[tuple[Any, ...]]]]
 
 
 class Store(ABC):
@@ -89,22 +93,22 @@ class Store(ABC):
         recent : int, default 1_000
             How many of the last ended holds and answers to load; `find_hold` and `find_op` find older ones.
         """
-        pools, agents, accounts, ops, *holds = self._ask(
+        pools, agents, accounts, ops, opened, ended = self._ask(
             (statements.POOL, (pool,)),
             (statements.AGENTS, (pool,)),
             (statements.ACCOUNTS, (pool,)),
             (statements.LAST_OPS, (pool, recent)),
-            *((statement, (pool, pool)) for statement in statements.OPEN_HOLDS),
-            *((statement, (pool, pool, recent)) for statement in statements.ENDED_HOLDS),
+            (statements.OPEN_HOLDS, (pool,)),
+            (statements.ENDED_HOLDS, (pool, recent)),
         )
         if not pools:
             return None
         return PoolState(
             PoolRow._make(pools[0]),
             tuple(_with_flags(AgentRow._make(row), "closed") for row in agents),
-            tuple(_with_flags(AccountRow._make(row), "capped") for row in accounts),
-            _whole_holds(*holds[:3]),
-            _whole_holds(*holds[3:]),
+            tuple(map(_account, accounts)),
+            tuple(map(_hold, opened)),
+            tuple(map(_hold, reversed(ended))),
             tuple(OpRow._make(row) for row in reversed(ops)),
         )
 
@@ -119,31 +123,38 @@ class Store(ABC):
         mark = self._mark_of(pool, self._rows(statements.POOL, pool), since)
         if mark.version == since.version:
             return News(mark, (), (), (), ())
-        later = (pool, since.seq)
-        if since.seq and self._rows(statements.HASH, *later) != [(since.head,)]:
-            raise self._other_books(pool, mark, since)
-        pools, lines, agents, accounts, *holds = self._ask(
-            (statements.POOL, (pool,)),
-            (statements.NEW_LINES, later),
-            (statements.NEW_AGENTS, (pool, since.version)),
-            (statements.NEW_ACCOUNTS, (pool, *later, *later)),
-            *((statement, (pool, *later)) for statement in statements.NEW_HOLDS),
-        )
+        with self._moment() as ask:
+            pools, hashes, rows, agents = ask(
+                (statements.POOL, (pool,)),
+                (statements.HASH, (pool, since.seq)),
+                (statements.NEW_LINES, (pool, since.seq)),
+                (statements.NEW_AGENTS, (pool, since.version)),
+            )
+            if since.seq and hashes != [(since.head,)]:
+                raise self._other_books(pool, mark, since)
+            lines = [_with_flags(LineRow._make(row), "estimated") for row in rows]
+            named = {(line.agent_name, line.axis): None for line in lines}
+            named |= {(line.peer, line.axis): None for line in lines if line.peer is not None}
+            accounts, holds = ask(
+                (statements.ACCOUNTS_OF, (pool, list({name: None for name, _ in named}))),
+                (statements.HOLDS_OF, (pool, list({line.hold_id: None for line in lines if line.hold_id}))),
+            )
+        known = [row for row in map(_account, accounts) if (row.agent, row.axis) in named]
         return News(
             self._mark_of(pool, pools, since),
-            tuple(_with_flags(LineRow._make(row), "estimated") for row in lines),
+            tuple(lines),
             tuple(_with_flags(AgentRow._make(row), "closed") for row in agents),
-            tuple(_with_flags(AccountRow._make(row), "capped") for row in accounts),
-            _whole_holds(*holds),
+            tuple(known),
+            tuple(map(_hold, holds)),
         )
 
     def find_hold(self, pool: str, *, hold_id: int | None = None, key: str | None = None) -> HoldRow | None:
         """Return the hold with this id, or the last one with this key."""
         if hold_id is not None:
-            found = self._ask(*((statement, (pool, hold_id)) for statement in statements.HOLD_BY_ID))
+            found = self._rows(statements.HOLD_BY_ID, pool, hold_id)
         else:
-            found = self._ask(*((statement, (pool, pool, key)) for statement in statements.HOLD_BY_KEY))
-        return next(iter(_whole_holds(*found)), None)
+            found = self._rows(statements.HOLD_BY_KEY, pool, key)
+        return next(map(_hold, found), None)
 
     def find_op(self, pool: str, key: str) -> OpRow | None:
         """Return the first answer under a key."""
@@ -206,6 +217,10 @@ class Store(ABC):
         """Return the rows that answer each question, all of one moment."""
 
     @abstractmethod
+    def _moment(self) -> AbstractContextManager[Answering]:
+        """Yield what answers questions one after the other, all of one moment."""
+
+    @abstractmethod
     def _aside(self) -> AbstractContextManager[Any]:
         """Yield a connection that reads one moment for long, so that nobody has to wait for it."""
 
@@ -235,19 +250,15 @@ def _with_flags(row: Any, *names: str) -> Any:
     return row._replace(**{name: bool(getattr(row, name)) for name in names})
 
 
-def _whole_holds(
-    holds: list[tuple[Any, ...]], parts: list[tuple[Any, ...]], loans: list[tuple[Any, ...]]
-) -> tuple[HoldRow, ...]:
-    """Return holds with their parts and loans; all three are in the order of the holds."""
-    parts_of: dict[int, list[PartRow]] = {}
-    for hold_id, *part in parts:
-        parts_of.setdefault(hold_id, []).append(PartRow._make(part))
-    loans_of: dict[int, list[LoanRow]] = {}
-    for hold_id, *loan in loans:
-        loans_of.setdefault(hold_id, []).append(LoanRow._make(loan))
-    return tuple(
-        HoldRow._make((*row, tuple(parts_of.get(row[0], ())), tuple(loans_of.get(row[0], ()))))
-        for row in holds
+def _account(row: tuple[Any, ...]) -> AccountRow:
+    return AccountRow._make((*row[:2], bool(row[2]), *row[3:]))
+
+
+def _hold(row: tuple[Any, ...]) -> HoldRow:
+    """Return a hold with its parts and loans, which are kept as JSON."""
+    *own, parts, loans = row
+    return HoldRow._make(
+        (*own, tuple(map(PartRow._make, json.loads(parts))), tuple(map(LoanRow._make, json.loads(loans))))
     )
 
 
@@ -269,11 +280,12 @@ def _check(connection: Any, ledger_id: str, pool: PoolRow) -> PoolCheck:
             if ours != theirs:
                 said = f"{name} of {agent!r} on {axis} is {ours}, and the journal says {theirs}"
                 return check._replace(problem=said)
-    held = {
-        (agent, axis): amount for agent, axis, amount in connection.execute(statements.HELD, (pool.pool,))
-    }
+    held: Counter[tuple[str, str]] = Counter()
+    for hold in map(_hold, connection.execute(statements.OPEN_HOLDS, (pool.pool,))):
+        for part in hold.parts or ():
+            held[hold.agent, part.axis] += part.amount
     for agent, axis in sorted(accounts.keys() | held.keys()):
-        ours, theirs = accounts.get((agent, axis), nothing)[2], held.get((agent, axis), 0)
+        ours, theirs = accounts.get((agent, axis), nothing)[2], held[agent, axis]
         if ours != theirs:
             return check._replace(
                 problem=f"{agent!r} holds {ours} {axis}, and its open holds sum to {theirs}"

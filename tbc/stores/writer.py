@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from tbc.errors import InvalidAmountError, KeyConflictError, StoreError, StoreStaleError
 from tbc.stores.chain import Fields, fields_of, genesis, link
@@ -14,6 +16,7 @@ from tbc.stores.rows import (
     Line,
     Mark,
     OpRow,
+    PartRow,
     PoolRow,
     check_id,
     check_int,
@@ -21,6 +24,11 @@ from tbc.stores.rows import (
 )
 
 __all__ = ["Writer"]
+
+
+_PART: Final = PartRow._fields[1:]
+
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 class Writer(ABC):
@@ -69,18 +77,30 @@ class Writer(ABC):
             self._keep_account(pool, row)
 
     def put_holds(self, pool: str, rows: Iterable[HoldRow]) -> None:
-        """Keep holds with their parts and, if they are told, with these loans instead of the ones before."""
+        """Keep holds with their parts and loans, or how those have ended that the store has.
+
+        Raises
+        ------
+        InvalidAmountError
+            If a hold without its parts is not one of the pool. A store that is sent everything at the end of
+            the block raises a `StoreError` there.
+        """
         self._end(pool)
+        whole: list[HoldRow] = []
+        ends: list[HoldRow] = []
         for row in rows:
             if row.key is not None:
                 check_id("key", row.key)
             check_int("hold_id", row.hold_id)
-            for part in row.parts:
-                check_int("amount", part.amount)
-                check_int("granted", part.granted)
+            for part in row.parts or ():
+                check_ints(_PART, part[1:])
             for loan in row.loans or ():
                 check_int("amount", loan.amount)
-            self._keep_hold(pool, row)
+            (ends if row.parts is None else whole).append(row)
+        if whole:
+            self._keep_holds(pool, whole)
+        if ends:
+            self._keep_ends(pool, ends)
 
     def put_op(self, pool: str, row: OpRow) -> None:
         """Keep the first answer under a key; the same request again changes nothing.
@@ -106,6 +126,7 @@ class Writer(ABC):
             If they do not: another process has added lines since this one looked.
         """
         version, seq, head = self._end(pool)
+        kept = []
         for line in lines:
             fields = fields_of(line)
             if fields[0] != seq + 1:
@@ -115,8 +136,10 @@ class Writer(ABC):
                     "Another process writes to this pool: load_pool() again, then repeat the operation",
                 )
             own_hash = link(head, fields)
-            self._keep_line(pool, fields, head, own_hash)
+            kept.append((*fields, head, own_hash))
             seq, head = fields[0], own_hash
+        if kept:
+            self._keep_lines(pool, kept)
         self._ends[pool] = Mark(version, seq, head)
 
     # -- what a store does with them -----------------------------------------------------------------------
@@ -136,17 +159,25 @@ class Writer(ABC):
     def _keep_account(self, pool: str, row: AccountRow) -> None: ...
 
     @abstractmethod
-    def _keep_hold(self, pool: str, row: HoldRow) -> None: ...
+    def _keep_holds(self, pool: str, rows: list[HoldRow]) -> None:
+        """Keep whole holds."""
+
+    @abstractmethod
+    def _keep_ends(self, pool: str, rows: list[HoldRow]) -> None:
+        """Keep what can change of holds that are there."""
 
     @abstractmethod
     def _keep_op(self, pool: str, row: OpRow) -> tuple[str, str] | None:
         """Keep an answer, unless there is one; return kind and hash of that one, if it is known."""
 
     @abstractmethod
-    def _keep_line(self, pool: str, fields: Fields, previous: bytes, own: bytes) -> None: ...
+    def _keep_lines(self, pool: str, lines: list[Fields]) -> None:
+        """Keep lines: their fields, the hash before them and their own."""
 
     def _end(self, pool: str) -> Mark:
         """Return how far a pool has come that is about to be written to."""
+        if pool in self._written:
+            return self._ends[pool]
         end = self.mark(pool)
         if pool not in self._ends:
             raise InvalidAmountError("pool", pool, "a pool of this store: put_pool() comes first")
@@ -159,6 +190,11 @@ class Writer(ABC):
 
     def _over(self) -> StoreError:
         return StoreError(self._path, "the transaction is over", "Open another one")
+
+
+def as_json(parts: Sequence[tuple[object, ...]]) -> str:
+    """Return the parts or the loans of a hold as they are kept."""
+    return _encode(parts) if parts else "[]"
 
 
 def unreadable(error: UnicodeEncodeError) -> InvalidAmountError:

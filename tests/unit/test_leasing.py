@@ -38,6 +38,13 @@ def numbers(manager, axis="tokens", name="writer"):
 
 
 class TestSlices:
+    def test_a_share_is_meant_as_it_is_written(self):
+        manager = tbc.BudgetManager()
+        manager.register_agent("rich", max_tokens=10**15)
+        assert manager.lease("rich", share=1.005e-11).tokens == 10_050
+        manager.register_agent("even", max_tokens=10**15)
+        assert manager.lease("even", share=0.1).tokens == 10**14
+
     def test_a_slice_is_a_share_of_own_remaining_and_of_what_can_be_drawn(self, manager):
         assert manager.lease("writer").tokens == 100  # a tenth of 400 + 600
         assert manager.lease("writer").tokens == 90

@@ -37,6 +37,24 @@ def test_a_program_that_starts_again_finds_its_books(url):
         assert [entry.tokens for entry in manager.ledger.history("writer")] == [80, 50]
 
 
+def test_a_pool_that_others_keep_busy_is_opened_as_soon_as_they_let_go(tmp_path, monkeypatch):
+    busy = [True] * 7
+
+    def transaction(*where, **how):
+        if busy:
+            busy.pop()
+            raise tbc.StoreBusyError("books.db", "others wrote", "Try again")
+        return original(*where, **how)
+
+    with SqliteStore(tmp_path / "books.db") as store:
+        original = store.transaction
+        monkeypatch.setattr(store, "transaction", transaction)
+        open_manager(store).close()
+        busy.extend([True] * 8)
+        with pytest.raises(tbc.StoreBusyError, match="others wrote"):
+            open_manager(store)
+
+
 def test_other_caps_are_refused_with_both_numbers(url):
     open_manager(url, max_usd="5").close()
     with pytest.raises(tbc.InvalidContractError, match=r"max_usd=\$5.00, not \$10.00"):
