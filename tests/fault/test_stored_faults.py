@@ -1,7 +1,6 @@
 """Every fault that a budget in a store must survive, by its number: real threads, processes, signals, files.
 
-Each docstring says what must come out of it. Those that only a server can have, and those of leases, of the
-service and of caches, are not in this list.
+Each docstring says what must come out of it. `test_fault_list` names them all, and those elsewhere.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from tbc.errors import (
     StoreFullError,
     StoreMissingError,
     StoreStaleError,
+    StoreUnknownError,
     UnknownPriceError,
 )
 from tbc.stores import SqliteStore, schema
@@ -487,6 +487,35 @@ def test_fault_13_an_interrupt_around_the_commit(manager, monkeypatch, committed
     assert other.done is committed
     assert spent(manager, "b") == 5 and other.done and other.outcome() is None
     assert spent(manager) == (7 if committed else 0)
+    check_books(manager)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_fault_34_the_answer_to_many_is_lost(manager, monkeypatch, committed):
+    """Whoever had a part in that commit is told once; what is found to be kept is answered as kept."""
+    transaction, losses = manager._store.transaction, ["the connection was lost"]
+
+    @contextlib.contextmanager
+    def lossy(*args, **how):
+        with transaction(*args, **how) as writer:
+            yield writer
+            if losses and not committed:
+                raise StoreUnknownError(manager._store.path, losses.pop(), "Ask again with the same key")
+        if losses:
+            raise StoreUnknownError(manager._store.path, losses.pop(), "Ask again with the same key")
+
+    monkeypatch.setattr(manager._store, "transaction", lossy)
+    other = Task(lambda: manager.record_usage("b", 5))  # of another thread, which is slow to wake up
+    other.gate = threading.Lock()
+    other.gate.acquire()
+    manager._clerk._queue.append(other)
+    with contextlib.nullcontext() if committed else pytest.raises(StoreUnknownError):
+        manager.record_usage("a", 7, key="k")
+    assert other.done and not other.gate.locked()
+    with contextlib.nullcontext() if committed else pytest.raises(StoreUnknownError):
+        other.outcome()
+    manager.record_usage("a", 7, key="k")
+    assert (spent(manager), spent(manager, "b")) == (7, 5 if committed else 0)
     check_books(manager)
 
 
@@ -1394,25 +1423,3 @@ def test_a_manager_that_is_dropped_without_close_is_not_kept_alive_by_its_sweepe
     time.sleep(0.2)
     del manager
     assert eventually(lambda: gc.collect() >= 0 and known() is None)
-
-
-# -- the list --------------------------------------------------------------------------------------------
-
-HERE = "tests/fault/test_stored_faults.py::test_fault_"
-LOCK = "tests/fault/test_file_lock.py::"
-FILE = "tests/fault/test_sqlite_faults.py::"
-#: Faults and what proves them. Not here: those that only a server can have (33 to 35), leases (23, 24), a
-#: service or another cache (37 to 40, 44, 45).
-FAULTS = {
-    **{number: f"{HERE}{number:02}" for number in (*range(1, 12), *range(13, 23), *range(25, 33), 36, 41)},
-    **{number: f"{HERE}{number:02}" for number in (42, 43, 46, 47, 48)},
-}
-
-
-def test_every_fault_of_the_list_has_a_test():
-    names = [name for name in globals() if name.startswith("test_fault_")]
-    for number, test in FAULTS.items():
-        start = test.rpartition("::")[2]
-        assert [name for name in names if name.startswith(start)], number
-    missing = set(range(1, 49)) - set(FAULTS)
-    assert missing == {12, 23, 24, 33, 34, 35, 37, 38, 39, 40, 44, 45}
