@@ -1,7 +1,7 @@
 """Every fault that books in a store must survive, and on which kinds of store it is tested.
 
-A test of a fault has its number in its name, in whichever file it is: `pytest -k fault_12`. Where a fault is tested on one kind of
-store alone, `NOT_ON` says why.
+A test of a fault has its number in its name, in whichever file it is: `pytest -k fault_12`. Where a
+fault is tested on one kind of store alone, `NOT_ON` says why.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ FAULTS = {
     47: "a listener that blocks or raises",
     48: "an interpreter that ends with open holds",
 }
-#: Faults of what books in a store have not: another cache, a service, tenants, a proxy before the server (which
-#: was not tested), and a store that is away (tests/unit/test_away.py, without a number).
+#: Faults of what books in a store have not: another cache, a service, tenants, a proxy before the server (not
+#: tested), and a store that is away (tests/unit/test_away.py, without a number).
 ELSEWHERE = {37, 38, 39, 40, 44, 45}
 
 FILE, SERVER = "sqlite", "postgres"
@@ -110,8 +110,7 @@ def test_every_fault_is_tested_on_both_kinds_of_store_or_it_says_why_not():
 
 def test_a_test_that_is_missing_or_runs_on_one_store_alone_is_seen(tmp_path):
     """Planted: a folder of tests of which one names no fault, and one has a mark."""
-    (tmp_path / "test_some.py").write_text(
-        "def test_fault_01_a(url): ...\ndef test_fault_3(url): ...\n@only_sqlite\ndef test_fault_02_b(url): ..."
-    )
+    some = "def test_fault_01_a(url): ...\ndef test_fault_3(url): ...\n"
+    (tmp_path / "test_some.py").write_text(f"{some}@only_sqlite\ndef test_fault_02_b(url): ...")
     (tmp_path / "test_postgres_faults.py").write_text("def test_fault_04_c(store): ...\n")
     assert numbered_tests(tmp_path) == {1: {FILE, SERVER}, 2: {FILE}, 4: {SERVER}}
