@@ -316,9 +316,11 @@ class Clerk:
                 if not optimistic:  # nobody can have been faster: these are other books
                     raise
                 optimistic = False
-            except BaseException:
+            except BaseException as error:
                 if self._was_kept():
                     self._torn = False
+                    if isinstance(error, Exception):  # as a lost answer: it has been found
+                        return
                     self._answer(batch)
                 else:
                     with self._ledger.lock:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import textwrap
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,15 +21,18 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
+import tbc
 from tbc.errors import (
     KeyConflictError,
     StoreAwayError,
     StoreBusyError,
     StoreError,
+    StoreFullError,
     StoreStaleError,
     StoreUnknownError,
 )
 from tbc.stores import AccountRow, Mark, OpRow, PostgresStore, postgres_schema
+from tbc.testing import check_books
 from tests.fault.holding import hold, open_pool
 from tests.postgres_server import PostgresServer, find_binaries
 from tests.waiting import until
@@ -158,7 +161,7 @@ def test_a_key_of_another_request_leaves_nothing_behind(store, at_mark):
 # -- connections that are cut ----------------------------------------------------------------------------
 
 
-def test_connections_that_were_ended_while_nobody_used_them_are_replaced_unseen(server, store):
+def test_fault_33_connections_that_were_ended_while_nobody_used_them_are_replaced_unseen(server, store):
     for at_mark in (True, False, True):
         mark = mark_of(store) if at_mark else None
         assert terminate_others(server) >= 1
@@ -167,7 +170,7 @@ def test_connections_that_were_ended_while_nobody_used_them_are_replaced_unseen(
     assert store.load_pool("p").pool.seq == 3
 
 
-def test_a_connection_that_is_ended_within_a_transaction_has_written_nothing(server, store):
+def test_fault_33_a_connection_that_is_ended_within_a_transaction_has_written_nothing(server, store):
     hold(store)
     before = store.load_pool("p")
     with pytest.raises(StoreAwayError, match="nothing was written"), store.transaction("p") as writer:
@@ -188,6 +191,7 @@ class Proxy:
         self._listener.listen()
         self.cut_at = 0
         self.cuts = 0
+        self.open = True
         self._sockets = [self._listener]
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -202,6 +206,9 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            if not self.open:
+                client.close()
+                continue
             server = socket.socket(socket.AF_UNIX)
             server.connect(self._target)
             self._sockets += [client, server]
@@ -240,7 +247,7 @@ def proxy(server):
     proxy.close()
 
 
-def test_an_answer_that_is_lost_leaves_the_outcome_unknown_and_the_key_tells(proxy, store):
+def test_fault_34_an_answer_that_is_lost_leaves_the_outcome_unknown_and_the_key_tells(proxy, store):
     with PostgresStore(proxy.url, schema=store.schema, connections=1) as far:
         hold(far, at=mark_of(far))  # now the statement is known to the server
         mark = mark_of(far)
@@ -255,7 +262,7 @@ def test_an_answer_that_is_lost_leaves_the_outcome_unknown_and_the_key_tells(pro
 
 
 @pytest.mark.parametrize(("answer", "error", "written"), [(1, StoreAwayError, 1), (2, StoreUnknownError, 2)])
-def test_a_transaction_that_waits_is_unknown_only_after_its_commit_was_sent(
+def test_fault_34_a_transaction_that_waits_is_unknown_only_after_its_commit_was_sent(
     proxy, store, answer, error, written
 ):
     with PostgresStore(proxy.url, schema=store.schema, connections=1) as far:
@@ -269,7 +276,7 @@ def test_a_transaction_that_waits_is_unknown_only_after_its_commit_was_sent(
 # -- servers and processes that die ----------------------------------------------------------------------
 
 
-def test_a_server_that_is_stopped_at_once_has_every_answer_when_it_is_back(server, open_again):
+def test_fault_33_a_server_that_is_stopped_at_once_has_every_answer_when_it_is_back(server, open_again):
     with open_again() as store:
         open_pool(store)
         answered, ended = [], []
@@ -340,7 +347,7 @@ def test_kill_9_loses_no_answer_and_leaves_at_most_one_more(open_again, store):
             assert check.lines - answered[-1] in (0, 1)
 
 
-def test_a_migration_that_is_killed_half_way_leaves_the_version_before(
+def test_fault_41_a_migration_that_is_killed_half_way_leaves_the_version_before(
     server, open_again, store, monkeypatch
 ):
     hold(store)
@@ -389,3 +396,169 @@ def test_a_forked_child_is_refused_and_its_parent_goes_on(store, open_again):
         timeout=60,
     )
     assert (done.returncode, done.stdout) == (0, "2 True\n"), done.stderr
+
+
+# -- the same, as a manager has it ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def manager(store):
+    manager = tbc.BudgetManager(store=store, max_tokens=1000)
+    manager.register_agent("a", max_tokens=0)
+    yield manager
+    check_books(manager)
+    manager.close()
+    assert [check for check in store.verify() if not check.ok] == []
+
+
+def lines_of(store: PostgresStore, key: str) -> list[str]:
+    return [line.kind for line in store.entries("default") if line.key == key and line.kind != "draw"]
+
+
+def test_fault_33_a_manager_whose_server_crashes_goes_on_with_the_same_key(server, store, manager):
+    crashing, granted, failed = threading.Thread(target=server.crash), [], []
+    crashing.start()
+    while not failed:
+        try:
+            granted.append(manager.hold("a", 1, key=f"k{len(granted)}"))
+        except StoreError as error:
+            failed.append(error)
+        if len(granted) == 900:
+            crashing.join()
+    crashing.join()
+    server.start()
+
+    def answered() -> bool:  # it is away for a while: it is not asked at once
+        with suppress(StoreAwayError):
+            granted.append(manager.hold("a", 1, key=f"k{len(granted)}"))
+        return len({each.key for each in granted}) == len(granted) and granted[-1].key == last
+
+    last = f"k{len(granted)}"
+    until(answered)
+    kept = [line.key for line in store.entries("default") if line.kind == "hold"]
+    assert kept == [each.key for each in granted]
+    assert granted[0].settle(1).tokens == 1
+
+
+USES = {
+    "hold": lambda manager: manager.hold("a", 100, key="k").tokens,
+    "top_up": lambda manager: manager.top_up(tbc.ROOT, 100, key="k"),
+    "usage": lambda manager: manager.record_usage("a", 100, key="k"),
+}
+
+
+@pytest.mark.parametrize(("kind", "back"), [*((kind, True) for kind in USES), ("hold", False)])
+def test_fault_34_a_manager_whose_answer_is_lost_finds_it_or_asks_again(proxy, store, kind, back):
+    """If the server can be asked, it is; else the outcome is unknown, and the key tells it later."""
+    with PostgresStore(proxy.url, schema=store.schema, connections=1) as far:
+        manager = tbc.BudgetManager(store=far, max_tokens=1000)
+        manager.register_agent("a", max_tokens=0)
+        manager._sweeper.stop()
+        manager.hold("a", 1, key="first")  # now the statements are known to the server
+        proxy.cut_at, proxy.open = 2, back  # the first answer is that of the key, which is new
+        with nullcontext() if back else pytest.raises(StoreUnknownError, match="Ask again with the same key"):
+            USES[kind](manager)
+        assert proxy.cuts == 1 and len(lines_of(store, "k")) == 1
+        proxy.open = True
+
+        def answered() -> bool:
+            with suppress(StoreAwayError):
+                USES[kind](manager)
+                return True
+            return False
+
+        until(answered)
+        assert lines_of(store, "k") == [kind]
+        check_books(manager)
+        manager.close()
+
+
+@contextmanager
+def failing(store: PostgresStore, state: str, times: int):
+    """Let the server say so to the next that write a line; it counts, since what it takes back is gone."""
+    with psycopg.connect(**store._settings) as server:
+        server.execute(f"SET search_path = {store.schema}")
+        server.execute(
+            f"""
+            CREATE SEQUENCE asked;
+            CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN
+                IF nextval('asked') <= {times} THEN
+                    RAISE EXCEPTION 'planted' USING ERRCODE = '{state}';
+                END IF;
+                RETURN NEW;
+            END $$;
+            CREATE TRIGGER fail BEFORE INSERT ON journal FOR EACH ROW EXECUTE FUNCTION fail()""",
+            prepare=False,
+        )
+        yield
+        server.execute("DROP TRIGGER fail ON journal; DROP FUNCTION fail; DROP SEQUENCE asked", prepare=False)
+
+
+@pytest.mark.parametrize(
+    ("state", "times", "error"),
+    [
+        ("40001", 2, None),  # it asks again by itself
+        ("40P01", 2, None),
+        ("40001", 100, StoreBusyError),
+        ("40P01", 100, StoreBusyError),
+        ("55P03", 100, StoreBusyError),
+        ("57014", 100, StoreBusyError),
+        ("53100", 100, StoreFullError),
+        ("XX000", 100, StoreError),
+    ],
+)
+def test_fault_35_what_the_server_refuses_is_asked_again_or_typed(store, manager, state, times, error):
+    """Whatever it says, nothing happens twice: under its key the request is answered once."""
+    before = manager.report()
+    with failing(store, state, times):
+        if error is None:
+            hold = manager.hold("a", 100, key="k")
+        else:
+            with pytest.raises(error) as caught:
+                manager.hold("a", 100, key="k")
+            assert type(caught.value) is error
+            assert manager.report() == before and not manager.ledger.open_holds
+    if error is not None:
+        hold = manager.hold("a", 100, key="k")
+    assert manager.hold("a", 100, key="k") is hold
+    assert lines_of(store, "k") == ["hold"]
+
+
+def test_fault_35_two_that_lock_in_other_orders_are_told_apart_by_the_server(server, store, manager):
+    """A real deadlock with somebody who locks rows by hand: one of them is refused, and has done nothing."""
+    told = []
+
+    def use():
+        try:
+            told.append(manager.hold("a", 100, key="k"))
+        except StoreError as error:
+            told.append(type(error))
+
+    with psycopg.connect(server.url()) as hand:
+        hand.execute(f"SET search_path = {store.schema}")
+        hand.execute("UPDATE accounts SET held = held WHERE pool = 'default' AND agent = 'a'")
+        thread = threading.Thread(target=use)
+        thread.start()
+        with psycopg.connect(server.url(), autocommit=True) as looking:
+            waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            until(lambda: looking.execute(waiting).fetchone() is not None)
+        with suppress(psycopg.errors.DeadlockDetected):
+            hand.execute("UPDATE pools SET version = version WHERE pool = 'default'")
+        hand.rollback()
+        thread.join(20)
+    assert told and (told == [StoreBusyError] or isinstance(told[0], tbc.Hold))
+    assert manager.hold("a", 100, key="k").tokens == 100
+    assert lines_of(store, "k") == ["hold"]
+
+
+def test_fault_35_too_many_connections(server, store, manager):
+    """Who may not connect is told so, and who has a connection goes on."""
+    with psycopg.connect(server.url(), autocommit=True) as operator:
+        operator.execute("CREATE ROLE few LOGIN CONNECTION LIMIT 0")
+        try:
+            with pytest.raises(StoreAwayError, match="too many connections"):
+                PostgresStore(server.url().replace("postgres@", "few@"), schema=store.schema)
+        finally:
+            operator.execute("DROP ROLE few")
+    assert manager.hold("a", 1).tokens == 1

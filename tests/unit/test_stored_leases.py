@@ -264,10 +264,8 @@ class _Processes:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_fault_23_messages_that_are_lost_doubled_late_and_overtake_each_other_over_a_store(seed, tmp_path):
-    from tbc.stores import SqliteStore
-
-    world = StoredWorld(seed, lambda: SqliteStore(tmp_path / "books.db", synchronous="NORMAL"))
+def test_fault_23_messages_that_are_lost_doubled_late_and_overtake_each_other_over_a_store(seed, open_again):
+    world = StoredWorld(seed, open_again)
     world.run()
     assert world.steps > 500 and world.spent.total() > 0
     for manager in world.pool.each:
