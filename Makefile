@@ -26,14 +26,15 @@ types: $(VENV)/.dev
 pytest: $(VENV)/.dev
 	$(BIN)/python -m pytest -q
 
-# The wheel, as a user gets it: unpacked elsewhere, with the tests copied beside it. Benchmarks are not part of it.
+# The wheel, as a user gets it: unpacked elsewhere, with those tests beside it that would miss what is not in it.
+# Properties, faults and machines are about the same code: they run in the tree. Benchmarks are not part of a wheel.
 wheel: $(VENV)/.dev
 	rm -rf build/wheel && mkdir -p build/wheel/site
 	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel/log.txt 2>&1 || (cat build/wheel/log.txt; exit 1)
 	$(BIN)/pip install --quiet --no-deps --target build/wheel/site build/wheel/*.whl
 	cp -r tests benchmarks docs examples papers README.md CHANGELOG.md LICENSE pyproject.toml build/wheel/
 	cd build/wheel && TBC_EXPECT_AT=$(CURDIR)/build/wheel/site PYTHONPATH=$(CURDIR)/build/wheel/site \
-		$(abspath $(BIN))/python -m pytest -q tests --ignore tests/integration/test_benchmarks.py
+		$(abspath $(BIN))/python -m pytest -q tests/unit tests/integration --ignore tests/integration/test_benchmarks.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

@@ -12,7 +12,10 @@ __all__ = ["main"]
 #: Which extra brings which package.
 _EXTRAS = {
     **dict.fromkeys(("cyclopts", "rich"), "cli,plot"),
+    **dict.fromkeys(("anyio", "jsonschema", "mcp"), "mcp"),
     **dict.fromkeys(("apsw", "cattrs", "genai_prices", "yaml"), "runs"),
+    **dict.fromkeys(("prometheus_client", "starlette"), "cli,serve"),
+    "uvicorn": "mcp,serve",
 }
 
 

@@ -561,7 +561,7 @@ class SpendingDesk(Pool):
         model: str | None = None,
         usage: Usage | None = None,
         key: str | None = None,
-    ) -> None:
+    ) -> Settlement:
         """Book what was spent without a hold, and a confidence, if one is given.
 
         What the agent does not have is taken from its market, as much as there is.
@@ -586,6 +586,11 @@ class SpendingDesk(Pool):
             What the provider stated.
         key : str, optional
             Makes the request safe to repeat.
+
+        Returns
+        -------
+        Settlement
+            How it was booked; under a repeated key, how it was the first time.
 
         Raises
         ------
@@ -625,6 +630,7 @@ class SpendingDesk(Pool):
                 self._remember(key, content, settlement)
         self._tell()
         self.raise_overrun(settlement)
+        return settlement
 
     def raise_overrun(self, settlement: Settlement) -> None:
         """Raise `OverrunError` if more was spent than could be covered; not in audit mode."""

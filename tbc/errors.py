@@ -10,6 +10,7 @@
      ├── AgentClosedError       (ValueError)   the account has been closed
      ├── AgentInUseError        (ValueError)   cannot close: open holds or children
      ├── HoldEndedError         (ValueError)   a hold ends once
+     ├── UnknownHoldError       (KeyError)     there is no hold of that number, or no longer
      ├── UnknownLeaseError      (KeyError)     there is no such lease, or no longer
      ├── LeaseOpenError         (ValueError)   its worker may still be spending it
      ├── SliceTooSmallError     (ValueError)   a slice of what is free does not cover what is needed
@@ -26,6 +27,7 @@
      │    ├── StoreStaleError                  another process has written: load again
      │    ├── StoreAwayError                   cannot be reached: nothing was written
      │    └── StoreUnknownError                cut off: ask again with the same key
+     ├── InvalidRequestError    (ValueError)   a request with problems, all of them
      ├── InvalidPriceError      (ValueError)   a price, or a policy for prices, that cannot be read
      ├── InvalidPolicyError     (ValueError)   a tier policy with problems, all of them
      ├── UnknownPriceError      (ValueError)   nobody knows what this model costs
@@ -63,6 +65,7 @@ __all__ = [
     "InvalidContractError",
     "InvalidPolicyError",
     "InvalidPriceError",
+    "InvalidRequestError",
     "KeyConflictError",
     "LeaseOpenError",
     "ManagedLedgerError",
@@ -81,6 +84,7 @@ __all__ = [
     "TBCError",
     "TraceError",
     "UnknownAgentError",
+    "UnknownHoldError",
     "UnknownLeaseError",
     "UnknownPriceError",
     "VocabularyError",
@@ -244,6 +248,26 @@ class HoldEndedError(TBCError, ValueError):
         )
 
 
+class UnknownHoldError(TBCError, KeyError):
+    """There is no hold of that number, or it ended so long ago that it is forgotten.
+
+    Parameters
+    ----------
+    hold_id : object
+        The number asked for.
+    """
+
+    def __init__(self, hold_id: object) -> None:
+        super().__init__(hold_id)
+        self.hold_id = hold_id
+
+    def __str__(self) -> str:
+        return (
+            f"No hold {_shown(self.hold_id)} is known here. The answer to a hold names its number; repeating "
+            "that request under its key finds it again."
+        )
+
+
 class UnknownLeaseError(TBCError, KeyError):
     """There is no such lease, or it ended so long ago that it is forgotten.
 
@@ -365,6 +389,23 @@ class VocabularyError(TBCError, OSError):
 
 class TraceError(TBCError, ValueError):
     """A trace file that cannot be read, with the line that is wrong."""
+
+
+class InvalidRequestError(TBCError, ValueError):
+    """A request from outside that cannot be read.
+
+    Parameters
+    ----------
+    problems : sequence of (str, str)
+        All of them: the path of the key (empty: the request as a whole), and what is wrong there.
+    """
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        super().__init__(tuple(problems))
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        return "; ".join(": ".join(filter(None, problem)) for problem in self.problems)
 
 
 class InvalidPriceError(TBCError, ValueError):

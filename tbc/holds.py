@@ -157,6 +157,9 @@ class Desk(Protocol):
     ) -> None:
         """Settle (``None``: void) without ever waiting."""
 
+    def now(self) -> float:
+        """Return the seconds of its clock."""
+
     def remaining(self, agent_name: str, axis: Axis = TOKENS) -> int | None:
         """Return what the agent has left."""
 
@@ -337,6 +340,11 @@ class Hold(Part):
     def state(self) -> State:
         """How it stands."""
         return "open" if self.settlement is None else self.settlement.state
+
+    @property
+    def expires_in_s(self) -> float:
+        """Seconds until it ends by itself; 0 if they have passed."""
+        return max(0.0, self.expires_at - self._desk.now())
 
     @property
     def recorded(self) -> int:

@@ -109,10 +109,11 @@ class Journal:
         self.lines: deque[Any] = deque()
         self.fold_at = keep + 256  # folding a few hundred at once is faster than one by one
 
-    def since(self, since: int, last: int) -> list[tuple[Any, ...]]:
+    def since(self, since: int, last: int, most: int | None = None) -> list[tuple[Any, ...]]:
         """Return the fields of the entries after number `since`; the newest line is number `last`.
 
-        Where older lines were folded, they begin with one opening entry (``seq`` 0) per account.
+        Where older lines were folded, they begin with one opening entry (``seq`` 0) per account; of those
+        that follow, no more than `most` are returned, the oldest.
         """
         first = last - len(self.lines) + 1
         wanted = min(len(self.lines), last - since)
@@ -126,6 +127,8 @@ class Journal:
             ]
         newest = list(islice(reversed(self.lines), max(0, wanted)))  # from the end: mostly few are asked for
         newest.reverse()
+        if most is not None:
+            del newest[most:]
         entries += [(seq, *_fields(line)) for seq, line in enumerate(newest, last - wanted + 1)]
         return entries
 
@@ -133,6 +136,12 @@ class Journal:
         """Return the holds that lines after number `since` have granted; the newest line is number `last`."""
         newest = islice(reversed(self.lines), max(0, last - since))
         return [line for line in newest if type(line) not in (tuple, Settlement)]
+
+    def hold(self, number: int, last: int) -> Any:
+        """Return the hold that line `number` granted, if that line is kept; the newest is number `last`."""
+        back = last - number
+        line = self.lines[-1 - back] if 0 <= back < len(self.lines) else ()
+        return None if type(line) in (tuple, Settlement) else line
 
     def begin_with(self, balances: Mapping[tuple[Axis, str], Sequence[int]], lines: Iterable[Any]) -> None:
         """Begin anew: opening balances (allocated, consumed, held, unpriced, calls), and the last lines."""

@@ -291,7 +291,7 @@ class Keeper:
         if row is not None:
             self._know(replica.put_hold(self._manager, hold, row), row)
 
-    def find_lease(self, hold_id: int, hold: Hold | None = None) -> Hold | None:
+    def find_hold(self, hold_id: int, hold: Hold | None = None) -> Hold | None:
         """Return the hold of this number, as the store has it if memory does not know it; or ``None``.
 
         Under the ledger's lock. `hold` is the object that the caller has of it, if any.

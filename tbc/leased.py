@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from tbc.govern import Governed
     from tbc.manager import BudgetManager
     from tbc.money import Money
+    from tbc.pool import Statement
     from tbc.tree import Account
     from tbc.usage import Usage
 
@@ -541,6 +542,11 @@ class LeasedManager:
         self._tell_all()
         return self._shared.accounts(axis)
 
+    def statement(self, agent_name: str | None = None) -> Statement:
+        """Tell what was spent here, and return the shared pool's accounts; what is leased is held there."""
+        self._tell_all()
+        return self._shared.statement(agent_name)
+
     def used(self) -> dict[Axis, tuple[int, int]]:
         """Tell what was spent here, and return what was spent and granted in all; as the shared pool says."""
         self._tell_all()
@@ -576,7 +582,7 @@ class LeasedManager:
         self._ask_first(agent_name)
         return contract
 
-    def close_agent(self, agent_name: str) -> None:
+    def close_agent(self, agent_name: str, *, key: str | None = None) -> None:
         """Give back what is leased of an agent, and close its account.
 
         Raises
@@ -588,7 +594,7 @@ class LeasedManager:
         if seat is not None:
             with seat.lock:
                 self._give_back(seat)
-        self._shared.close_agent(agent_name)
+        self._shared.close_agent(agent_name, key=key)
 
     def _ask_first(self, agent_name: str) -> None:
         seat = self._seats.get(agent_name)

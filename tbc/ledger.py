@@ -303,18 +303,15 @@ class Ledger:
             "remaining": found.remaining if found.capped else None,
         }
 
-    def entries(self, since: int = 0) -> list[Entry]:
-        """Return the journal after entry `since`, oldest first.
+    def entries(self, since: int = 0, most: int | None = None) -> list[Entry]:
+        """Return the journal after entry `since`, oldest first; of the entries no more than `most`.
 
         Where older entries were folded, it begins with one opening entry (``seq`` 0) per account, and
         the sums over all entries are the books.
         """
         with self.lock:
-            return self.entries_now(since)
-
-    def entries_now(self, since: int) -> list[Entry]:
-        """Return the same under the lock."""
-        return [Entry(seq, self.wall(at), *rest) for seq, at, *rest in self.journal.since(since, self.seq)]
+            found = self.journal.since(since, self.seq, most)
+        return [Entry(seq, self.wall(at), *rest) for seq, at, *rest in found]
 
     def wall(self, at: float) -> float:
         """Return seconds of the clock as journals show them: Unix time with the default clock."""

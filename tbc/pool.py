@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import attrs
 
@@ -17,15 +17,22 @@ from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
 from tbc.clock import Clock, system_clock
 from tbc.contract import BudgetContract, check_amount, check_fraction
 from tbc.decision import Mode
-from tbc.errors import AgentClosedError, CarveOutError, InvalidAmountError, InvalidContractError
+from tbc.errors import (
+    AgentClosedError,
+    CarveOutError,
+    InvalidAmountError,
+    InvalidContractError,
+    UnknownHoldError,
+)
 from tbc.ledger import Books, Ledger
 from tbc.reallocator import Reallocator, Rebalance, rebalance
 
 if TYPE_CHECKING:
     from tbc.events import Event, Subscribers, ThresholdReached
+    from tbc.holds import Hold
     from tbc.money import Money
 
-__all__ = ["Pool", "amounts_of", "has_reached", "nano_dollars"]
+__all__ = ["Pool", "Statement", "amounts_of", "has_reached", "nano_dollars"]
 
 
 class _Unset:
@@ -38,6 +45,27 @@ class _Unset:
 _UNSET: Any = _Unset()
 
 T = TypeVar("T")
+
+
+class Statement(NamedTuple):
+    """Accounts as they stand at one moment.
+
+    Attributes
+    ----------
+    seq : int
+        The last line of the journal: the next ones say what has changed since.
+    at : float
+        When it was, as journals show it.
+    open_holds : int
+        How many there are in the pool.
+    accounts : dict of tuple of Account, by axis
+        The root first, then agents in registration order; the axes that are kept, tokens always.
+    """
+
+    seq: int
+    at: float
+    open_holds: int
+    accounts: dict[Axis, tuple[tree.Account, ...]]
 
 
 class Pool:
@@ -347,6 +375,40 @@ class Pool:
             self.ledger.look()
             every = self.ledger.every_account()
             return tuple(tree.account_of(self.ledger, books, axis) for books in every)
+
+    def find_hold(self, hold_id: int) -> Hold:
+        """Return the hold of that number, open or ended, for those who have no more than the number.
+
+        Raises
+        ------
+        UnknownHoldError
+            There is none, it is forgotten, or it is a lease.
+        """
+        with self._lock:
+            self.ledger.look()
+            hold = self._look_up_hold(hold_id) if type(hold_id) is int else None
+        if hold is None or hold.lease is not None:
+            raise UnknownHoldError(hold_id)
+        return hold
+
+    def _look_up_hold(self, hold_id: int) -> Hold | None:
+        ledger = self.ledger
+        known: Hold | None = ledger.open_holds.get(hold_id) or ledger.journal.hold(hold_id, ledger.seq)
+        return known
+
+    def statement(self, agent_name: str | None = None) -> Statement:
+        """Return the accounts of everybody, or of one agent, on every axis that is kept, as of one moment."""
+        with self._lock:
+            self.ledger.look()
+            ledger = self.ledger
+            every = list(ledger.every_account()) if agent_name is None else [ledger.find(agent_name)]
+            kept = [axis for axis in AXES if axis == TOKENS or axis in ledger.sides]
+            return Statement(
+                ledger.seq,
+                ledger.wall(self._clock()),
+                len(ledger.open_holds),
+                {axis: tuple(tree.account_of(ledger, books, axis) for books in every) for axis in kept},
+            )
 
     def used(self) -> dict[Axis, tuple[int, int]]:
         """Return what was spent and what is granted in all, for every axis with a manager-wide cap."""

@@ -52,6 +52,7 @@ _OPERATIONS: Final = (
     "close_agent",
     "close_lease",
     "decide",
+    "find_hold",
     "govern",
     "hold",
     "hold_call",
@@ -68,6 +69,7 @@ _OPERATIONS: Final = (
     "reset_confidence",
     "settle_lease",
     "should_wind_down",
+    "statement",
     "top_up",
     "update_agent",
     "used",
@@ -197,7 +199,10 @@ class StoredDesk:
         """Note nothing: the keeper knows the leases."""
 
     def _look_up_lease(self, hold_id: int, hold: Hold | None = None) -> Hold | None:
-        return self._keeper.find_lease(hold_id, hold)
+        return self._keeper.find_hold(hold_id, hold)
+
+    def _look_up_hold(self, hold_id: int) -> Hold | None:
+        return self._keeper.find_hold(hold_id)
 
     def _on_hold(
         self, name: str, hold: Hold, how: tuple[Any, ...], more: dict[str, Any]

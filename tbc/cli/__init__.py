@@ -38,6 +38,9 @@ app.command("tbc.cli.runs:runs", name="runs", help="List the runs that a file ke
 app.command("tbc.cli.runs:report", name="report", help="Show what a run spent, step by step.")
 app.command("tbc.cli.store:store", name="store")
 app.command("tbc.cli.watch:watch", name="watch", help="Show the accounts of a store while others spend.")
+app.command("tbc.cli.mcp:mcp", name="mcp", help="Serve the books as tools of the Model Context Protocol.")
+app.command("tbc.cli.serve:serve", name="serve", help="Serve the books over HTTP.")
+app.command("tbc.cli.token:token", name="token")
 
 
 def run(arguments: Sequence[str]) -> int:

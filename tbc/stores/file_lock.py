@@ -51,7 +51,8 @@ class FileLock:
     def __init__(self, path: str) -> None:
         self._path: Final = path
         self._turn = threading.Lock()  # of the threads that use this object
-        self._changed = threading.Condition()
+        self._mutex = threading.Lock()  # of what follows
+        self._changed = threading.Condition(self._mutex)
         self._asking = False  # a thread is in the kernel, waiting
         self._wanted = False  # and somebody waits for it
         self._held = False
@@ -84,21 +85,21 @@ class FileLock:
         if fcntl is None:
             yield timeout_s
             return
-        ends = time.monotonic() + timeout_s
-        if not self._turn.acquire(timeout=max(0.0, timeout_s)):
-            raise self._busy(timeout_s)
+        ends = None if self._turn.acquire(blocking=False) else self._wait_for_threads(timeout_s)
         try:
-            if not self._take_at_once() and not self._wait(ends - time.monotonic()):
-                raise self._busy(timeout_s)
-            yield max(0.0, ends - time.monotonic())
+            if not self._take_at_once():
+                ends = time.monotonic() + timeout_s if ends is None else ends
+                if not self._wait(ends - time.monotonic()):
+                    raise self._busy(timeout_s)
+            yield timeout_s if ends is None else max(0.0, ends - time.monotonic())
         finally:
-            with self._changed:
+            with self._mutex:
                 self._free()
             self._turn.release()
 
     def close(self) -> None:
         """Let go of the file; a second time changes nothing."""
-        with self._changed:
+        with self._mutex:
             file, self._file = self._file, None
             if file is not None:
                 os.close(file)
@@ -106,10 +107,17 @@ class FileLock:
     def __del__(self) -> None:
         self.close()
 
+    def _wait_for_threads(self, timeout_s: float) -> float:
+        """Wait for this process's own threads, and return when the time is over."""
+        ends = time.monotonic() + timeout_s
+        if not self._turn.acquire(timeout=max(0.0, timeout_s)):
+            raise self._busy(timeout_s)
+        return ends
+
     # -- taking it, by one thread at a time ----------------------------------------------------------------
 
     def _take_at_once(self) -> bool:
-        with self._changed:
+        with self._mutex:
             if self._asking:  # what the thread gets would be ours too, and freed by it
                 return False
             try:

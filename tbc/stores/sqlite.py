@@ -97,6 +97,7 @@ class SqliteStore(Store):
             raise InvalidAmountError("synchronous", synchronous, "'FULL', 'EXTRA' or 'NORMAL'")
         self.path = os.path.abspath(path)
         self._synchronous = synchronous
+        self._busy_s = busy_timeout_s
         self._busy_ms = int(busy_timeout_s * 1000)
         self._lock = threading.RLock()
         self._pid = os.getpid()
@@ -151,8 +152,11 @@ class SqliteStore(Store):
                     "a transaction is open in this thread", "Write in that one; do not nest them"
                 )
             try:
-                with self._queue.hold(self._busy_ms / 1000) as left_s:
-                    self._begin(connection, left_s)
+                with self._queue.hold(self._busy_s) as left_s:
+                    if left_s == self._busy_s:  # nobody was in the way
+                        connection.execute(schema.BEGIN)
+                    else:
+                        self._begin(connection, left_s)
                     self._writing = True
                     writer = SqliteWriter(self.path, self._ledger_id, connection)
                     try:

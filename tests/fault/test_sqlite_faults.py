@@ -332,6 +332,6 @@ def test_every_transaction_that_writes_begins_by_locking():
         name for name, text in statements.items() if text.strip().startswith(("INSERT", "UPDATE", "DEL"))
     }
     assert writing == {
-        *("APPEND", "DROP_LOANS", "TOUCH_POOL"),
+        *("APPEND", "END_HOLD", "TOUCH_POOL"),
         *(name for name in statements if name.startswith(("PUT_", "SET_", "ADD_"))),
     }

@@ -222,7 +222,7 @@ class Leasing:
         assert difference(everything(self.other), expected) == {}
         meddle(self.other)
         for hold in self.holds:  # late ones too, of leases that have ended
-            attempt(self.following.find_lease(hold.hold_id).report, 10**4, calls=10**3)
+            attempt(self.following.find_hold(hold.hold_id).report, 10**4, calls=10**3)
         with self.other.ledger.lock:
             self.following.undo()
         assert difference(everything(self.other), expected) == {}
@@ -232,7 +232,7 @@ class Leasing:
         for manager in (self.manager, self.other, again):
             check_books(manager)
         for hold in self.holds:
-            assert self.following.find_lease(hold.hold_id).reported == hold.reported
+            assert self.following.find_hold(hold.hold_id).reported == hold.reported
 
 
 @settings(max_examples=40, deadline=None)

@@ -374,3 +374,19 @@ def test_the_remedy_of_an_agent_in_debt_pays_the_debt_too():
     assert "top up 'a' by 600" in manager.decide("a", 100).remedy
     manager.top_up("a", 600)
     assert manager.decide("a", 100).allowed
+
+
+def test_a_hold_is_found_by_its_number_while_its_line_is_kept():
+    manager = tbc.BudgetManager(keep=3, max_tokens=10_000, max_usd="1")
+    manager.register_agent("a", max_tokens=1_000)
+    first, second = manager.hold("a", 10, usd="0.1"), manager.hold("a", 10, usd=0)
+    assert manager.find_hold(first.hold_id) is first
+    first.void()
+    assert manager.find_hold(first.hold_id) is first
+    assert manager.find_hold(first.hold_id).state == "voided"
+    for _ in range(300):
+        manager.hold("a", 1, usd=0).settle(tokens=0)
+    assert manager.find_hold(second.hold_id) is second  # open: never forgotten
+    for nobody in (first.hold_id, 1, 0, -1, 10**9, True, 2.0, "2"):
+        with pytest.raises(tbc.UnknownHoldError):
+            manager.find_hold(nobody)

@@ -219,3 +219,25 @@ def test_two_pools_of_one_store_do_not_see_each_other(url):
         two.register_agent("writer", max_tokens=20)
         one.hold("writer", 60)
         assert (one.remaining("writer"), two.remaining("writer")) == (0, 20)
+
+
+def test_a_hold_is_found_by_its_number_in_another_process_open_or_ended(url):
+    with open_manager(url, max_tokens=1000) as first, open_manager(url) as second:
+        first.register_agent("writer", max_tokens=500)
+        number = first.hold("writer", 100).hold_id
+        assert second.find_hold(number).settle(80).tokens == 80
+        ended = first.find_hold(number)
+        assert (ended.state, ended.settlement.tokens) == ("settled", 80)
+        for nobody in (number + 1, 10**6, 0, -1, True, "1", None):
+            with pytest.raises(tbc.UnknownHoldError):
+                first.find_hold(nobody)
+
+
+def test_a_lease_is_no_hold_that_could_be_found(url):
+    with open_manager(url, max_tokens=1000) as manager:
+        manager.register_agent("writer", max_tokens=500)
+        with tbc.BudgetManager(store=url, lease=tbc.Lease(share=0.5, seconds=30)) as worker:
+            worker.hold("writer", 10).settle(10)
+            (lease,) = manager.leases()
+            with pytest.raises(tbc.UnknownHoldError):
+                manager.find_hold(lease.hold_id)

@@ -260,7 +260,7 @@ class _Processes:
             for line in keeper._store.entries("default")
             if line.note == "lease" and line.hold_id is not None
         }
-        return {hold_id: keeper.find_lease(hold_id) for hold_id in granted}
+        return {hold_id: keeper.find_hold(hold_id) for hold_id in granted}
 
 
 @pytest.mark.parametrize("seed", range(3))

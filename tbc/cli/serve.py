@@ -1,0 +1,147 @@
+"""``tbc serve``: the ledger over HTTP."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from tbc import BudgetManager, Lease
+from tbc.clock import EPOCH, system_clock
+from tbc.errors import InvalidContractError
+from tbc.policy import load_policy
+from tbc.service import Limits, Pools, Service
+from tbc.service.bearers import Bearers, TokenFile
+from tbc.service.door import is_loopback
+from tbc.service.server import serve as run
+
+__all__ = ["serve"]
+
+
+def serve(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8787,
+    store: Annotated[str | None, Parameter(env_var="TBC_STORE")] = None,
+    pool: str = "default",
+    tokens: Annotated[str | None, Parameter(env_var="TBC_TOKENS")] = None,
+    max_tokens: int | None = None,
+    max_usd: str | None = None,
+    max_calls: int | None = None,
+    mode: Literal["enforce", "audit"] = "enforce",
+    unknown_price: str = "refuse",
+    policy: str | None = None,
+    lease: float | None = None,
+    lease_seconds: float = 30.0,
+    rate: float | None = 1_000.0,
+    open_holds: int = 10_000,
+    grace_s: float = 10.0,
+) -> int:
+    """Serve the ledger over HTTP until SIGTERM; docs/service.md shows what is served.
+
+    Parameters
+    ----------
+    host
+        The address to listen at. One that other machines reach needs --tokens.
+    port
+        The port; 0 takes any that is free.
+    store
+        Where the books are kept: sqlite:///FILE or postgresql://... Without one they die with the process. A
+        URL with a password in it is better given as TBC_STORE.
+    pool
+        The pool that is served where no tokens are asked for.
+    tokens
+        The file of the bearer tokens that are asked for, as tbc token makes them. Each says its pool.
+    max_tokens
+        The pool's cap in tokens, if it is new.
+    max_usd
+        The same in dollars.
+    max_calls
+        The same in calls.
+    mode
+        "audit" refuses nothing, and says what would have been.
+    unknown_price
+        What happens to a call without a known price where dollars are capped: "refuse", "track", dollars per
+        million tokens, or the name of a model.
+    policy
+        A file with the tier policy, as docs/policy.md describes it. Default: the one that comes with tbc.
+    lease
+        Spend from leases, each of this share of what an agent has free, at the speed of memory.
+    lease_seconds
+        For how long they are.
+    rate
+        Requests a second that one token may send.
+    open_holds
+        How many holds of a pool may be open.
+    grace_s
+        Seconds that calls in flight have to finish at the end.
+    """
+    terms = {
+        "max_tokens": max_tokens,
+        "max_usd": max_usd,
+        "max_calls": max_calls,
+        "mode": mode,
+        "unknown_price": _price(unknown_price),
+    }
+    bearers = _bearers(tokens, host)
+    pools = _pools(store, terms, lease, lease_seconds)
+    limits = Limits(rate=rate, open_holds=open_holds)
+    service = Service(
+        pools,
+        pool=pool,
+        limits=limits,
+        bearers=bearers,
+        here_only=is_loopback(host),
+        policy=None if policy is None else load_policy(policy),
+    )
+    what = f"pool {pool!r}" if bearers is None else "the pools of its tokens"
+    kept = "in memory" if store is None else "in a store"
+    run(
+        service,
+        host,
+        port,
+        grace_s=grace_s,
+        started=lambda where: print(f"tbc serves {what}, {kept}, at {where}", flush=True),
+    )
+    print("tbc has stopped", file=sys.stderr)
+    return 0
+
+
+def _bearers(tokens: str | None, host: str) -> Bearers | None:
+    """Return the tokens that are asked for; without any, other machines may not reach the server."""
+    if tokens is None:
+        if not is_loopback(host):
+            raise InvalidContractError(
+                f"--host {host}: other machines reach it, so it needs --tokens FILE (see tbc token create)"
+            )
+        return None
+    return Bearers(TokenFile(tokens), lambda: EPOCH + system_clock())
+
+
+def _pools(store: str | None, terms: dict[str, Any], lease: float | None, lease_seconds: float) -> Pools:
+    """Return the books that the arguments name."""
+    if lease is not None and store is None:
+        raise InvalidContractError("--lease needs a --store to lease from")
+    how: dict[str, Any] = dict(terms)
+    opened = None
+    if store is not None:
+        from tbc.stores.opening import open_store
+
+        opened = how["store"] = open_store(store)
+    if lease is not None:
+        how["lease"] = Lease(share=lease, seconds=lease_seconds)
+
+    def make(name: str) -> Any:
+        return BudgetManager(pool=name, **how)
+
+    return Pools(make, opened)
+
+
+def _price(text: str) -> Any:
+    from decimal import Decimal, InvalidOperation
+
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return text

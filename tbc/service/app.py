@@ -1,0 +1,407 @@
+"""The ASGI application: paths to operations, requests to calls, and one envelope for whatever goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import logging
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tbc.clock import Clock, system_clock
+from tbc.service import agents, spending, tiers
+from tbc.service.answers import HealthAnswer
+from tbc.service.bearers import Bearers
+from tbc.service.bodies import parse, read_body, read_query, read_value, structure, too_large
+from tbc.service.calls import Call, Operation, Text
+from tbc.service.door import Door
+from tbc.service.limits import Limits
+from tbc.service.metrics import CONTENT_TYPE, MetricsAnswer, wants_json
+from tbc.service.openapi import document
+from tbc.service.pools import OpenPool, Pools
+from tbc.service.problems import Problem, answer_to
+from tbc.service.requests import EventsQuery
+from tbc.service.stream import Listeners, follow
+from tbc.service.tiers import Judged, Tiers
+from tbc.service.values import Amount, Key
+
+if TYPE_CHECKING:
+    from tbc.policy import Policy
+
+__all__ = ["Service", "create_app"]
+
+_LOG: Final = logging.getLogger("tbc.service")
+_encode: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+#: What every answer says of itself: keep it, guess at it or frame it nowhere.
+_HEADERS: Final = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
+_JSON_KIND: Final = ((b"content-type", b"application/json"),)
+
+
+class Service:
+    """What serves: the pools, the limits, and whether it is ending.
+
+    Parameters
+    ----------
+    pools : Pools
+        The books.
+    pool : str
+        Which of them is meant where no token says it.
+    limits : Limits
+        How much one client may ask.
+    bearers : Bearers, optional
+        The tokens that are asked for. Default: whoever reaches the server may do everything.
+    here_only : bool
+        Whether it is reached from this machine alone.
+    policy : Policy, optional
+        Which class of model a step is given. Default: `tbc.policy.DEFAULT`.
+    clock : callable
+        Seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        pools: Pools,
+        *,
+        pool: str = "default",
+        limits: Limits | None = None,
+        bearers: Bearers | None = None,
+        here_only: bool = False,
+        policy: Policy | None = None,
+        clock: Clock = system_clock,
+    ) -> None:
+        self.pools = pools
+        self.limits = Limits() if limits is None else limits
+        self.clock = clock
+        self._door = Door(pool, bearers, here_only=here_only, rate=self.limits.rate, clock=clock)
+        self._policy = policy
+        self.draining = False
+        self._listeners: dict[str, Listeners] = {}
+        self.operations: tuple[Operation, ...] = (
+            *spending.OPERATIONS,
+            *agents.OPERATIONS,
+            *tiers.OPERATIONS,
+            EVENTS,
+            METRICS,
+            Operation(
+                name="health",
+                method="GET",
+                path="/health",
+                summary="Whether requests are served.",
+                scope=None,
+                serve=_health,
+                answer=HealthAnswer,
+            ),
+        )
+        self.document = document(self.operations, tokens=self._door.asks_for_tokens)
+
+    async def admit(self, operation: Operation, headers: Mapping[bytes, bytes]) -> OpenPool | None:
+        """Return the pool that a request is about, if it is about one, and if whoever sent it may."""
+        name = self._door.admit(operation, headers)
+        if operation.scope is None:
+            return None
+        return self.pools.open.get(name) or await self.pools.get(name)
+
+    @functools.cached_property
+    def tier_policy(self) -> Tiers:
+        """The policy with what it has learned; the default one needs prices, which are looked up then."""
+        if self._policy is not None:
+            return Tiers(self._policy)
+        from tbc.policy import DEFAULT
+
+        return Tiers(DEFAULT)
+
+    def count_choice(self, pool: OpenPool, judged: Judged) -> None:
+        """Count what the policy has chosen."""
+        try:
+            pool.metrics.chosen(judged)
+        except Exception:
+            _LOG.exception("a choice was not counted")
+
+    def count(self, pool: OpenPool, operation: Operation, seconds: float, answer: Any) -> None:
+        """Count a request that was served. What goes wrong with counting is nobody's error but ours."""
+        try:
+            pool.metrics.answered(operation.name, seconds, answer)
+        except Exception:
+            _LOG.exception("a request was not counted")
+
+    def count_refusal(
+        self, pool: OpenPool, operation: Operation, status: int, code: str, error: Exception
+    ) -> None:
+        """Count a request that was not served."""
+        try:
+            decision = getattr(error, "decision", None)
+            contract = None if decision is None else pool.manager.contracts.get(decision.agent_name)
+            priority = 0 if contract is None else contract.priority
+            pool.metrics.refused(operation.name, status, code, error, priority)
+        except Exception:
+            _LOG.exception("a request was not counted")
+
+    def listeners(self, pool: OpenPool) -> Listeners:
+        """Return the readers of a pool's events."""
+        found = self._listeners.get(pool.name)
+        if found is None:
+            found = self._listeners[pool.name] = Listeners(pool, self.limits.streams)
+        return found
+
+    def drain(self) -> None:
+        """Begin to end: streams stop, and what is in flight is finished."""
+        self.draining = True
+        for each in self._listeners.values():
+            each.close()
+
+
+def create_app(service: Service) -> Starlette:
+    """Return the application."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            service.drain()
+            await asyncio.to_thread(service.pools.close)
+
+    by_path: dict[str, dict[str, Operation]] = {}
+    for operation in service.operations:
+        by_path.setdefault(operation.path, {})[operation.method] = operation
+    routes = [Route(path, _Endpoint(service, methods)) for path, methods in by_path.items()]
+    routes.append(Route("/openapi.json", _Document(service)))
+    app = Starlette(routes=routes, exception_handlers={404: _not_found}, lifespan=lifespan)
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Document:
+    """Serves the OpenAPI document."""
+
+    def __init__(self, service: Service) -> None:
+        self._body = _encode(service.document).encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "GET":
+            await _send(send, 200, self._body, {})
+        else:
+            status, headers, answer = answer_to(_no_method(scope["method"], ["GET"]))
+            await _send(send, status, _encode(answer).encode(), headers)
+
+
+class _Endpoint:
+    """Serves the operations at one path."""
+
+    def __init__(self, service: Service, methods: Mapping[str, Operation]) -> None:
+        self._service = service
+        self._methods = methods
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        service = self._service
+        started = False
+        operation = self._methods.get(scope["method"])
+        pool: Any = None
+        call: Call | None = None
+        began = service.clock()
+        try:
+            if operation is None:
+                raise _no_method(scope["method"], self._methods)
+            headers = dict(scope["headers"])
+            pool = await service.admit(operation, headers)
+            call = await self._call(operation, pool, scope, headers, receive)
+            if operation is EVENTS:
+                chunks = await _first(follow(pool, service.listeners(pool), _since(call), service.limits))
+                started = True
+                await _stream(chunks, receive, send, service.limits.cut_off_s)
+            else:
+                answer = await operation.serve(call)
+                if pool is not None:
+                    service.count(pool, operation, service.clock() - began, answer)
+                if type(answer) is Text:
+                    await _send(send, 200, answer.body, answer.headers)
+                else:
+                    await _send(send, 200, _encode(answer).encode(), {})
+        except Exception as error:
+            if started:
+                raise
+            status, found, answer = answer_to(error)
+            if status == 500:
+                _LOG.error("a request failed: %s", answer["error"]["code"], exc_info=error)
+            if pool is not None and operation is not None:
+                service.count_refusal(pool, operation, status, answer["error"]["code"], error)
+            await _send(send, status, _encode(answer).encode(), found)
+
+    async def _call(
+        self, operation: Operation, pool: Any, scope: Any, headers: Mapping[bytes, bytes], receive: Any
+    ) -> Call:
+        limits = self._service.limits
+        path = scope["path_params"]
+        if path:
+            path = {name: read_value(name, text, operation.params[name]) for name, text in path.items()}
+        body: Any = None
+        query: Any = None
+        key: str | None = None
+        if operation.query is not None:
+            query = read_query(scope["query_string"], operation.query)
+        elif scope["query_string"]:
+            raise Problem(
+                422, "unknown_query", "Nothing is read from the query string here.", "Leave it out."
+            )
+        if operation.keyed:
+            text = headers.get(b"idempotency-key")
+            if text is not None:
+                key = read_value("Idempotency-Key", text.decode("latin-1"), Key)
+        if operation.body is not None:
+            kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+            if kind != b"application/json":
+                raise Problem(
+                    415,
+                    "not_json",
+                    "The body is not declared as JSON.",
+                    "Send Content-Type: application/json.",
+                )
+            length = headers.get(b"content-length", b"0")
+            if not length.isdigit() or int(length[:20]) > limits.body:
+                raise too_large(limits.body)
+            value = parse(await read_body(receive, limits.body, limits.body_s))
+            form = operation.body if operation.form_of is None else operation.form_of(value)
+            body = structure(value, form)
+        return Call(self._service, pool, path, body, query, key, headers)
+
+
+async def _health(call: Call) -> HealthAnswer:
+    """Say whether requests are served."""
+    return {"status": "draining" if call.service.draining else "healthy"}
+
+
+async def _nothing(call: Call) -> None:
+    """Serve nothing: the stream is written as it comes."""
+
+
+EVENTS: Final = Operation(
+    name="streamEvents",
+    method="GET",
+    path="/v1/events",
+    summary="The journal as server-sent events, from the line after Last-Event-ID on.",
+    scope="read",
+    serve=_nothing,
+    answer="text/event-stream",
+    query=EventsQuery,
+    refusals=(429,),
+)
+
+
+async def _metrics(call: Call) -> Text:
+    """Return the counts of the pool."""
+    if wants_json(call.headers.get(b"accept", b"")):
+        return Text(_encode(call.pool.metrics.counters()).encode(), {"content-type": "application/json"})
+    statement = await call.pool.run(call.pool.manager.statement)
+    return Text(call.pool.metrics.text(statement), {"content-type": CONTENT_TYPE})
+
+
+METRICS: Final = Operation(
+    name="metrics",
+    method="GET",
+    path="/metrics",
+    summary="What this server has counted of the pool, and its budgets, for Prometheus.",
+    scope="read",
+    serve=_metrics,
+    answer=("text/plain", MetricsAnswer),
+)
+
+
+def _since(call: Call) -> int | None:
+    last = call.headers.get(b"last-event-id")
+    if last is None:
+        since: int | None = call.query.since
+        return since
+    number: int = read_value("Last-Event-ID", last.decode("latin-1"), Amount)
+    return number
+
+
+# -- what is sent --------------------------------------------------------------------------------------------
+
+
+async def _send(send: Any, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+    kind = () if "content-type" in headers else _JSON_KIND
+    every = [*kind, *_HEADERS, (b"content-length", b"%d" % len(body))]
+    if headers:
+        every += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": every})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _first(chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """Return the chunks, the first of which is there: what is wrong is said before they begin."""
+    first = await anext(chunks)
+
+    async def every() -> AsyncGenerator[bytes]:
+        try:
+            yield first
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await chunks.aclose()
+
+    return every()
+
+
+async def _stream(chunks: AsyncGenerator[bytes], receive: Any, send: Any, cut_off_s: float) -> None:
+    """Send what comes, until the reader leaves or takes nothing any more."""
+    headers = [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        *_HEADERS,
+        (b"x-accel-buffering", b"no"),
+    ]
+
+    async def write() -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            async for chunk in chunks:
+                async with asyncio.timeout(cut_off_s):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        except TimeoutError:
+            _LOG.info("a reader of events took nothing for %g s and is cut off", cut_off_s)
+
+    async def left() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.create_task(write()), asyncio.create_task(left())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        await chunks.aclose()
+    if isinstance(done[0], Exception):
+        raise done[0]
+
+
+def _no_method(method: str, allowed: Iterable[str]) -> Problem:
+    known = ", ".join(sorted(allowed))
+    return Problem(
+        405,
+        "method_not_allowed",
+        f"{method} is not served here.",
+        f"Use {known}.",
+        headers={"allow": known},
+    )
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    problem = Problem(404, "not_found", "Nothing is served at this path.", "See /openapi.json.")
+    _, _, answer = answer_to(problem)
+    response = Response(_encode(answer), 404, media_type="application/json")
+    response.raw_headers += list(_HEADERS)
+    return response

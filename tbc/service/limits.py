@@ -1,0 +1,36 @@
+"""How much one client may ask of the service."""
+
+from __future__ import annotations
+
+import attrs
+
+__all__ = ["Limits"]
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """Bounds on requests; beyond them they are refused with the bound.
+
+    Attributes
+    ----------
+    body : int
+        Bytes of a body.
+    body_s : float
+        Seconds for a body to come.
+    rate : float, optional
+        Requests a second of one token, twice as many at once; ``None``: as many as it likes.
+    open_holds : int
+        Of one pool.
+    streams : int
+        Open `/v1/events` of one pool.
+    heartbeat_s, cut_off_s : float
+        Seconds between two signs of life of a stream; and after which a reader that takes nothing is cut off.
+    """
+
+    body: int = 65_536
+    body_s: float = 10.0
+    rate: float | None = 1_000.0
+    open_holds: int = 10_000
+    streams: int = 100
+    heartbeat_s: float = 15.0
+    cut_off_s: float = 10.0

@@ -1,0 +1,191 @@
+"""The pools that are served: one manager each, opened when it is first asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from tbc.errors import HoldEndedError
+from tbc.holds import Hold
+from tbc.leased import LeasedManager
+from tbc.service.metrics import Metrics
+from tbc.service.problems import Problem
+from tbc.slices import SliceDesk
+
+if TYPE_CHECKING:
+    from tbc.stores.store import Store
+
+__all__ = ["OpenPool", "Pools"]
+
+T = TypeVar("T")
+
+#: How many holds are found by their number without asking the books, the last ones.
+_REMEMBERED: Final = 20_000
+#: Numbers of holds that only this process knows begin beyond those of any journal.
+_LOCAL: Final = 2**52
+
+
+class OpenPool:
+    """One pool, as requests see it.
+
+    Parameters
+    ----------
+    name : str
+        Its name; also that of the tenant.
+    manager : BudgetManager
+        Its books. Operations on it never wait in the event loop.
+    store : Store, optional
+        Where they are kept, if they are.
+    """
+
+    def __init__(self, name: str, manager: Any, store: Store | None) -> None:
+        self.name = name
+        self.manager = manager
+        self.store = store
+        self.metrics = Metrics()
+        self._holds: dict[int, Hold] = {}
+        self._local: dict[int, Hold] = {}  # only this process can end them
+        self._numbers = _LOCAL + secrets.randbelow(2**51)
+        self._run: Callable[[Callable[[], Any]], Any] | None = None
+        if isinstance(manager, LeasedManager):
+            self._run = manager.aside
+        elif manager.waits:
+            self._run = manager.arun
+
+    async def run(self, operation: Callable[[], T]) -> T:
+        """Await an operation on the books."""
+        if self._run is None:
+            return operation()
+        done: T = await self._run(operation)
+        return done
+
+    # -- holds by number ---------------------------------------------------------------------------------
+
+    def number(self, hold: Hold) -> int:
+        """Return the number that clients know a hold by, which is found by it from now on.
+
+        That of the pool's journal; or, if it is spent from a lease of this process, one of its own.
+        """
+        if isinstance(hold._desk, SliceDesk):
+            self._numbers += 1
+            self._local[self._numbers] = hold
+            if len(self._local) > _REMEMBERED:
+                self._forget_ended()
+            return self._numbers
+        self._holds[hold.hold_id] = hold
+        if len(self._holds) > _REMEMBERED:
+            del self._holds[next(iter(self._holds))]
+        return hold.hold_id
+
+    def _forget_ended(self) -> None:
+        self._local = {number: hold for number, hold in self._local.items() if hold.state == "open"}
+
+    def check_room(self, most: int) -> None:
+        """Refuse another hold if so many are open.
+
+        Raises
+        ------
+        Problem
+            End some first.
+        """
+        kept = self.manager.ledger.open_holds
+        if len(kept) + len(self._local) < most:
+            return
+        self._forget_ended()
+        if len(kept) + len(self._local) >= most:
+            raise Problem(
+                429,
+                "too_many_open_holds",
+                f"{most} holds of this pool are open.",
+                "Settle or void some, or wait until they expire: nothing was done.",
+                retryable=True,
+                headers={"retry-after": "1"},
+                details={"most": most},
+            )
+
+    async def find(self, number: int) -> Hold:
+        """Return the hold of that number.
+
+        Raises
+        ------
+        UnknownHoldError
+            There is none.
+        """
+        hold = self._holds.get(number) or self._local.get(number)
+        if hold is not None:
+            return hold
+        found: Hold = await self.run(lambda: self.manager.find_hold(number))
+        return found
+
+    def under(self, number: int, error: HoldEndedError) -> HoldEndedError:
+        """Return the error with the number that the client knows."""
+        return HoldEndedError(number, error.state, error.attempted, _under(number, error.settlement))
+
+    # -- the journal -------------------------------------------------------------------------------------
+
+    async def entries(self, since: int, most: int) -> tuple[list[Any], bool]:
+        """Return so many lines of the journal after line `since`, and whether older ones of them are gone."""
+        if self.store is None:
+            found = self.manager.ledger.entries(since, most)
+            return [entry for entry in found if entry.seq], bool(found) and not found[0].seq
+        lines = self.store.entries(self.name, since)
+        return await asyncio.to_thread(lambda: list(islice(lines, most))), False
+
+    def close(self) -> None:
+        """Let go of the books; what is open stays open in a store."""
+        if hasattr(self.manager, "close"):
+            self.manager.close()
+
+
+def _under(number: int, settlement: Any) -> Any:
+    return None if settlement is None else settlement._replace(hold_id=number)
+
+
+class Pools:
+    """All pools that are open.
+
+    Parameters
+    ----------
+    make : callable
+        Returns the manager of a pool, by its name; it may wait.
+    store : Store, optional
+        Where all of them are kept.
+    most : int
+        How many may be open.
+    """
+
+    def __init__(self, make: Callable[[str], Any], store: Store | None = None, *, most: int = 1_000) -> None:
+        self._make = make
+        self._store = store
+        self._most = most
+        self._opening = asyncio.Lock()
+        self.open: dict[str, OpenPool] = {}
+
+    async def get(self, name: str) -> OpenPool:
+        """Return a pool, opened if it is not."""
+        async with self._opening:
+            pool = self.open.get(name)
+            if pool is not None:
+                return pool
+            if len(self.open) >= self._most:
+                raise Problem(
+                    503,
+                    "too_many_pools",
+                    f"This server has {self._most} pools open.",
+                    "Ask another server, or have this one started with a larger limit.",
+                )
+            make = self._make
+            manager = make(name) if self._store is None else await asyncio.to_thread(make, name)
+            pool = self.open[name] = OpenPool(name, manager, self._store)
+            return pool
+
+    def close(self) -> None:
+        """Close all of them, and the store."""
+        for pool in self.open.values():
+            pool.close()
+        self.open.clear()
+        if self._store is not None:
+            self._store.close()

@@ -1,0 +1,65 @@
+"""A server process: it says where it listens, and ends by finishing what is in flight."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+import uvicorn
+
+from tbc.service.app import Service, create_app
+
+__all__ = ["serve"]
+
+_CONNECTIONS: Final = 5_000
+
+
+class _Server(uvicorn.Server):
+    """Tells the service first when it is to end, so that its streams do not keep the server waiting."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, started: Callable[[str], object]) -> None:
+        super().__init__(config)
+        self._service = service
+        self._started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port, *_ = self.servers[0].sockets[0].getsockname()
+            self._started(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.drain()
+        await super().shutdown(sockets)
+
+
+def serve(service: Service, host: str, port: int, *, grace_s: float, started: Callable[[str], Any]) -> None:
+    """Serve until SIGTERM or SIGINT comes, then finish what is in flight and close the books.
+
+    Parameters
+    ----------
+    service : Service
+        What is served.
+    host, port : str, int
+        Where; port 0: any that is free.
+    grace_s : float
+        Seconds that calls in flight have to finish.
+    started : callable
+        Told the address, once it is served.
+    """
+    config = uvicorn.Config(
+        create_app(service),
+        host=host,
+        port=port,
+        access_log=False,
+        server_header=False,
+        log_level="warning",
+        lifespan="on",
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=round(grace_s),
+    )
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the server raises it again when it has ended
+    _Server(config, service, started).run()

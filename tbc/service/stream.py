@@ -1,0 +1,167 @@
+"""Events as they happen: the journal of a pool as server-sent events, from any line on.
+
+A stream reads the journal, and nothing is kept for its reader: who is slow reads later, and who takes
+nothing at all is cut off. Writers never wait. What is no line of the journal (refusals, gates, thresholds) is
+kept for each reader, the last few; a reader that falls behind misses the oldest and is told how many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from tbc.contract import ROOT
+from tbc.events import Booked, GateMoved, Refused, ThresholdReached
+from tbc.service.answers import entry_object
+from tbc.service.problems import Problem
+from tbc.wire import decision_object
+
+if TYPE_CHECKING:
+    from tbc.service.limits import Limits
+    from tbc.service.pools import OpenPool
+
+__all__ = ["Listeners", "follow"]
+
+_PAGE: Final = 500
+_NOTICES: Final = 256
+#: Seconds between two looks at what other processes have written.
+_LOOK_S: Final = 1.0
+_dump: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+class _Listener:
+    """One reader: what wakes it, and what it is to be told beside the journal."""
+
+    def __init__(self) -> None:
+        self.woken = asyncio.Event()
+        self.notices: deque[tuple[str, Any]] = deque()
+        self.missed = 0
+
+    def tell(self, notice: tuple[str, Any] | None) -> None:
+        if notice is not None:
+            if len(self.notices) == _NOTICES:
+                self.notices.popleft()
+                self.missed += 1
+            self.notices.append(notice)
+        self.woken.set()
+
+
+class Listeners:
+    """The readers of one pool's events. Nobody subscribes to the pool while there are none."""
+
+    def __init__(self, pool: OpenPool, most: int) -> None:
+        self._pool = pool
+        self._most = most
+        self._all: set[_Listener] = set()
+        self._end: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.closed = False
+
+    def add(self) -> _Listener:
+        """Return a new reader."""
+        if len(self._all) >= self._most:
+            raise Problem(
+                429,
+                "too_many_streams",
+                f"{self._most} streams of this pool are open.",
+                "Close one of them, or read /v1/entries.",
+                retryable=True,
+                headers={"retry-after": "5"},
+            )
+        listener = _Listener()
+        self._all.add(listener)
+        if self._end is None:
+            self._loop = asyncio.get_running_loop()
+            self._end = self._pool.manager.subscribe(self._told)
+        return listener
+
+    def remove(self, listener: _Listener) -> None:
+        """Let go of a reader."""
+        self._all.discard(listener)
+        if not self._all and self._end is not None:
+            self._end()
+            self._end = None
+
+    def close(self) -> None:
+        """End all streams."""
+        self.closed = True
+        for listener in self._all:
+            listener.woken.set()
+
+    def _told(self, event: object) -> None:
+        """Wake the readers; in whatever thread has spent."""
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        loop.call_soon_threadsafe(self._wake, None if isinstance(event, Booked) else _notice(event))
+
+    def _wake(self, notice: tuple[str, Any] | None) -> None:
+        for listener in self._all:
+            listener.tell(notice)
+
+
+def _notice(event: object) -> tuple[str, Any] | None:
+    if isinstance(event, Refused):
+        return "refused", decision_object(event.decision)
+    if isinstance(event, GateMoved):
+        return "gate", attrs.asdict(event)
+    if isinstance(event, ThresholdReached):
+        return "threshold", attrs.asdict(event)
+    return None
+
+
+async def follow(
+    pool: OpenPool, listeners: Listeners, since: int | None, limits: Limits
+) -> AsyncGenerator[bytes]:
+    """Yield the text of the stream: what was after line `since`, then what comes."""
+    listener = listeners.add()
+    try:
+        if since is None:
+            since = (await pool.run(lambda: pool.manager.statement(ROOT))).seq
+        yield b"retry: 1000\n\n"
+        waited = 0.0
+        while not listeners.closed:
+            listener.woken.clear()
+            text, since = await _news(pool, listener, since)
+            if text:
+                waited = 0.0
+                yield text.encode()
+                continue
+            pause = limits.heartbeat_s if pool.store is None else min(_LOOK_S, limits.heartbeat_s)
+            try:
+                async with asyncio.timeout(pause):
+                    await listener.woken.wait()
+            except TimeoutError:
+                waited += pause
+                if pool.store is not None:
+                    await pool.run(lambda: None)  # catches up with what others have written
+            if waited >= limits.heartbeat_s:
+                waited = 0.0
+                yield b": still here\n\n"
+    finally:
+        listeners.remove(listener)
+
+
+async def _news(pool: OpenPool, listener: _Listener, since: int) -> tuple[str, int]:
+    """Return what is to be said now, and the last line that is known then."""
+    lines, folded = await pool.entries(since, _PAGE)
+    said = []
+    if folded:
+        first = lines[0].seq if lines else since
+        said.append(f"event: gap\ndata: {_dump({'since': since, 'first': first})}\n\n")
+    said += [f"id: {line.seq}\nevent: entry\ndata: {_dump(entry_object(line))}\n\n" for line in lines]
+    if lines:
+        since = lines[-1].seq
+    if len(lines) < _PAGE:
+        if listener.missed:
+            said.append(f"event: missed\ndata: {_dump({'notices': listener.missed})}\n\n")
+            listener.missed = 0
+        while listener.notices:
+            name, told = listener.notices.popleft()
+            said.append(f"event: {name}\ndata: {_dump(told)}\n\n")
+    return "".join(said), since

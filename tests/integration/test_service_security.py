@@ -1,0 +1,344 @@
+"""Who may ask a service, for what, and how much; what is written down of it, and what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+import tbc
+from tbc.clock import ManualClock
+from tbc.service import Limits, Pools, Service, create_app
+from tbc.service.bearers import Bearers, TokenFile
+from tbc.service.door import is_loopback
+from tests.service_client import client_of, make_service
+
+
+class World:
+    """A service with a token of every kind."""
+
+    def __init__(self, path, **limits):
+        self.file = TokenFile(str(path / "tokens.json"))
+        self.clock = ManualClock(1_000.0)
+        self.texts = {}
+        self.names = {}
+        for pool in ("one", "two"):
+            for scopes in ("read", "spend", "admin"):
+                self.make(pool, scopes)
+        self.service = Service(
+            Pools(lambda name: tbc.BudgetManager(max_tokens=1_000)),
+            limits=Limits(**limits),
+            bearers=Bearers(self.file, self.clock),
+            clock=self.clock,
+        )
+
+    def make(self, pool, scopes, **how):
+        token, text = self.file.create(pool, scopes.split(","), now=self.clock(), **how)
+        self.texts[pool, scopes], self.names[pool, scopes] = text, token.name
+        return text
+
+    async def ask(self, client, method, path, pool="one", scope="admin", **how):
+        headers = {"Authorization": f"Bearer {self.texts[pool, scope]}", **how.pop("headers", {})}
+        return await client.request(method, path, headers=headers, **how)
+
+
+def run(test, **limits):
+    def tested(tmp_path):
+        async def within():
+            world = World(tmp_path, **limits)
+            async with client_of(world.service) as client:
+                await test(client, world)
+
+        asyncio.run(within())
+
+    tested.__name__ = test.__name__
+    return tested
+
+
+def bounded(**limits):
+    return lambda test: run(test, **limits)
+
+
+def code(answer):
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+@run
+async def test_every_operation_on_a_pool_asks_for_a_token_and_for_its_scope(client, world):
+    values = {"{agent_name}": "a", "{hold_id}": "1"}
+    asked = [each for each in world.service.operations if each.scope is not None]
+    assert {each.scope for each in asked} == {"read", "spend", "admin"}
+    for operation in asked:
+        path = operation.path
+        for name, value in values.items():
+            path = path.replace(name, value)
+        nobody = await client.request(operation.method, path)
+        assert code(nobody) == (401, "unauthorized") and nobody.headers["www-authenticate"] == "Bearer"
+        for scope in {"read", "spend", "admin"} - {operation.scope}:
+            refused = await world.ask(client, operation.method, path, scope=scope)
+            assert code(refused) == (403, "scope_missing"), (operation.name, scope)
+    assert (await client.get("/health")).status_code == 200
+    document = (await client.get("/openapi.json")).json()
+    assert document["paths"]["/v1/holds"]["post"]["security"] == [{"token": []}]
+    assert "security" not in document["paths"]["/health"]["get"]
+
+
+@run
+async def test_what_is_not_the_whole_token_is_none(client, world):
+    text = world.texts["one", "read"]
+    assert (await world.ask(client, "GET", "/v1/report", scope="read")).status_code == 200
+    wrong = [text[:-1], text + "x", text.swapcase(), text.partition("_")[2], "", "tbc_", f"tbc_{'0' * 8}_x"]
+    wrong += [f"{text[:11]}_{text[12:]}", hashlib.sha256(text.encode()).hexdigest()]
+    answers = [await client.get("/v1/report", headers={"Authorization": f"Bearer {each}"}) for each in wrong]
+    answers.append(await client.get("/v1/report", headers={"Authorization": f"Basic {text}"}))
+    answers.append(await client.get(f"/v1/report?token={text}"))
+    assert {(each.status_code, each.text) for each in answers} == {(401, answers[0].text)}
+
+
+@run
+async def test_tokens_expire_and_are_revoked_and_made_while_the_server_runs(client, world):
+    world.make("one", "spend,read", seconds=100)
+    world.clock.advance(2)
+
+    async def asked(scope):
+        return (await world.ask(client, "GET", "/v1/report", scope=scope)).status_code
+
+    assert await asked("spend,read") == 200  # the server has seen it
+    world.file.revoke(world.names["one", "read"], now=world.clock())
+    world.clock.advance(2)
+    assert await asked("read") == 401
+    world.clock.advance(99)
+    assert await asked("spend,read") == 401
+
+
+@run
+async def test_the_pool_comes_from_the_token_alone(client, world):
+    await world.ask(client, "POST", "/v1/agents", json={"agent_name": "a", "max_tokens": 10})
+    assert code(await world.ask(client, "GET", "/v1/agents/a", pool="two", scope="read")) == (
+        404,
+        "unknown_agent",
+    )
+    report = (await world.ask(client, "GET", "/v1/report", pool="two", scope="read")).json()
+    assert report["pool"] == "two" and len(report["agents"]) == 1
+
+
+@bounded(rate=2.0)
+async def test_a_token_that_asks_too_often_waits_and_the_others_do_not(client, world):
+    statuses = [(await world.ask(client, "GET", "/v1/report", scope="read")).status_code for _ in range(6)]
+    assert statuses == [200] * 4 + [429] * 2
+    limited = await world.ask(client, "GET", "/v1/report", scope="read")
+    assert code(limited) == (429, "rate_limited") and limited.json()["error"]["retryable"] is True
+    assert int(limited.headers["retry-after"]) >= 1
+    assert (await world.ask(client, "GET", "/v1/report", pool="two", scope="read")).status_code == 200
+    world.clock.advance(0.5)
+    assert (await world.ask(client, "GET", "/v1/report", scope="read")).status_code == 200
+
+
+@bounded(open_holds=3)
+async def test_open_holds_of_a_pool_are_bounded(client, world):
+    await world.ask(client, "POST", "/v1/agents", json={"agent_name": "a", "max_tokens": 10})
+    asked = {"agent_name": "a", "tokens": 1}
+    holds = [await world.ask(client, "POST", "/v1/holds", scope="spend", json=asked) for _ in range(4)]
+    assert [each.status_code for each in holds] == [200, 200, 200, 429]
+    assert code(holds[3]) == (429, "too_many_open_holds")
+    await world.ask(client, "POST", f"/v1/holds/{holds[0].json()['hold_id']}/void", scope="spend")
+    assert (await world.ask(client, "POST", "/v1/holds", scope="spend", json=asked)).status_code == 200
+
+
+def test_holds_out_of_leases_are_bounded_too():
+    from tbc.leased import LeasedManager
+    from tbc.service.pools import OpenPool
+    from tbc.service.problems import Problem
+
+    shared = tbc.BudgetManager(max_tokens=1_000)
+    shared.register_agent("writer", max_tokens=500)
+    with LeasedManager(shared, tbc.Lease(share=0.5, seconds=30)) as worker:
+        pool = OpenPool("default", worker, None)
+        first = worker.hold("writer", 1)
+        pool.number(first)
+        pool.check_room(3)
+        pool.number(worker.hold("writer", 1))
+        with pytest.raises(Problem, match="3 holds of this pool"):
+            pool.check_room(3)  # two, and the lease
+        first.void()
+        pool.check_room(3)
+
+
+# -- pages that a browser here shows ---------------------------------------------------------------------
+
+
+def test_names_that_only_lead_here_are_refused():
+    async def ask():
+        service = make_service(here_only=True)
+        async with client_of(service) as client:
+            for host in ("localhost", "localhost:8787", "127.0.0.1:1", "[::1]:8787", "LOCALHOST"):
+                assert (await client.get("/health", headers={"Host": host})).status_code == 200
+            for host in ("evil.example", "localhost.evil.example", "127.0.0.1.nip.io:8787", "0.0.0.0", ""):
+                assert code(await client.get("/v1/report", headers={"Host": host})) == (421, "wrong_host")
+                assert code(await client.get("/health", headers={"Host": host})) == (421, "wrong_host")
+
+    asyncio.run(ask())
+
+
+def test_pages_of_other_origins_can_do_nothing():
+    async def ask():
+        service = make_service(here_only=True)
+        async with client_of(service) as client:
+            for origin in ("https://evil.example", "null", "http://localhost:1", "http://localhost.evil"):
+                headers = {"Origin": origin}
+                assert code(await client.post("/v1/agents/a/close", headers=headers)) == (403, "other_origin")
+                preflight = await client.options("/v1/holds", headers=headers)
+                assert preflight.status_code == 405
+                assert not [name for name in preflight.headers if name.startswith("access-control")]
+            assert (await client.get("/v1/report", headers={"Origin": "http://localhost"})).status_code == 200
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
+def test_addresses_of_this_machine(host):
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
+def test_addresses_that_others_reach(host):
+    assert not is_loopback(host)
+
+
+# -- the file of tokens ----------------------------------------------------------------------------------
+
+
+def test_the_file_has_no_secret_and_is_its_owners_alone(tmp_path):
+    file = TokenFile(str(tmp_path / "deep" / "tokens.json"))
+    token, text = file.create("team", {"spend"}, now=0.0, note="ci")
+    content = (tmp_path / "deep" / "tokens.json").read_text()
+    assert text not in content and text.rpartition("_")[2] not in content
+    assert token.digest == hashlib.sha256(text.encode()).hexdigest() and len(text) > 43
+    assert stat.S_IMODE(os.stat(file.path).st_mode) == 0o600
+    assert file.create("team", {"spend"}, now=0.0)[1] != text
+    assert [each.note for each in file.tokens()] == ["ci", ""]
+
+
+def test_a_file_that_others_may_write_or_that_is_no_file_of_tokens_is_refused(tmp_path):
+    file = TokenFile(str(tmp_path / "tokens.json"))
+    assert file.tokens() == []
+    file.create("team", {"spend"}, now=0.0)
+    os.chmod(file.path, 0o620)
+    with pytest.raises(tbc.InvalidContractError, match="others may write"):
+        file.tokens()
+    os.chmod(file.path, 0o600)
+    for content in ("", "[]", '{"tokens": [{}]}', '{"tokens": 1}'):
+        (tmp_path / "tokens.json").write_text(content)
+        with pytest.raises(tbc.InvalidContractError, match="no file of tokens"):
+            file.tokens()
+
+
+def test_tokens_are_made_for_pools_and_scopes_that_can_be(tmp_path):
+    file = TokenFile(str(tmp_path / "tokens.json"))
+    for pool, scopes in (("../x", {"read"}), ("", {"read"}), ("a", {"all"}), ("a", set())):
+        with pytest.raises(tbc.InvalidAmountError):
+            file.create(pool, scopes, now=0.0)
+    with pytest.raises(tbc.InvalidAmountError, match="token list"):
+        file.revoke("nobody", now=0.0)
+    assert file.tokens() == []
+    token, _ = file.create("a", {"read"}, now=0.0)
+    assert file.revoke(token.name, now=5.0).revoked_at == file.revoke(token.name, now=9.0).revoked_at == 5.0
+
+
+def tbc_command(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "tbc", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+
+
+def test_tokens_from_the_command_line(tmp_path):
+    path = str(tmp_path / "tokens.json")
+    made = tbc_command(
+        "token", "create", "--pool", "team", "--scopes", "read,admin", "--days", "9", TBC_TOKENS=path
+    )
+    text = made.stdout.strip()
+    name = text.split("_")[1]
+    assert made.returncode == 0 and text.startswith("tbc_")
+    shown = tbc_command("token", "list", "--tokens", path)
+    assert name in shown.stdout and "read, admin" in shown.stdout and "valid" in shown.stdout
+    assert text not in shown.stdout
+    assert tbc_command("token", "revoke", name, "--tokens", path).stdout == f"revoked {name}\n"
+    assert "revoked" in tbc_command("token", "list", "--tokens", path).stdout
+    wrong = tbc_command("token", "revoke", "nobody", "--tokens", path)
+    assert wrong.returncode == 2 and "token list" in wrong.stderr
+
+
+def test_a_server_that_others_reach_does_not_start_without_tokens():
+    refused = tbc_command("serve", "--host", "0.0.0.0", "--port", "0")
+    assert refused.returncode == 2 and "--tokens" in refused.stderr
+
+
+# -- what is written down --------------------------------------------------------------------------------
+
+
+def test_no_token_key_or_text_of_a_request_is_logged(tmp_path, caplog):
+    caplog.set_level("DEBUG")
+
+    def broken(name):
+        raise RuntimeError("no books")
+
+    async def ask():
+        world = World(tmp_path)
+        world.service.pools = Pools(broken)
+        async with client_of(world.service) as client:
+            body = {"agent_name": "a", "operation": "a secret prompt"}
+            answer = await world.ask(
+                client, "POST", "/v1/holds", scope="spend", json=body, headers={"Idempotency-Key": "s3cret"}
+            )
+            assert answer.status_code == 500
+            return world.texts["one", "spend"]
+
+    text = asyncio.run(ask())
+    logged = "".join(
+        record.getMessage() + str(record.exc_text)
+        for record in caplog.records
+        if record.name.startswith("tbc")
+    )
+    assert "a request failed" in logged
+    assert not [
+        each for each in (text, text.rpartition("_")[2], "a secret prompt", "s3cret") if each in logged
+    ]
+
+
+def test_headers_that_are_no_text_are_refused_not_crashed_on():
+    sent = []
+
+    async def ask(headers):
+        async def receive():
+            return {"type": "http.request", "body": b'{"agent_name": "a"}'}
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/holds",
+            "query_string": b"",
+            "headers": [(b"host", b"localhost"), (b"content-type", b"application/json"), *headers],
+        }
+        await create_app(make_service())(scope, receive, send)
+
+    for headers in (
+        [(b"idempotency-key", b"\xff\x00")],
+        [(b"content-length", b"x")],
+        [(b"content-length", b"9" * 90)],
+    ):
+        asyncio.run(ask(headers))
+    assert [each["status"] for each in sent[::2]] == [422, 413, 413]
+    assert all("error" in json.loads(each["body"]) for each in sent[1::2])
