@@ -16,8 +16,10 @@ import asyncio
 import contextlib
 import os
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from typing import TYPE_CHECKING, Any, Final
 
 from tbc.clock import system_clock
@@ -33,16 +35,25 @@ __all__ = ["Clerk"]
 #: Seconds for which a store that cannot be reached is not asked again: at first, and at most.
 _FIRST_PAUSE_S: Final = 0.25
 _LONGEST_PAUSE_S: Final = 15.0
+#: How much work that nobody waits for may be left until the store can be written to, and is tried at a time.
+_LEFT_MOST: Final = 10_000
+_LEFT_AT_ONCE: Final = 500
 
 
 class _Task:
     """An operation, and how it ended."""
 
-    __slots__ = ("_error", "_result", "done", "future", "gate", "leads", "operation")
+    __slots__ = ("_error", "_result", "done", "future", "gate", "leads", "operation", "what")
 
-    def __init__(self, operation: Callable[[], Any], future: asyncio.Future[Any] | None = None) -> None:
+    def __init__(
+        self,
+        operation: Callable[[], Any],
+        future: asyncio.Future[Any] | None = None,
+        what: str | None = None,
+    ) -> None:
         self.operation = operation
         self.future = future
+        self.what = what  # in words, if nobody waits for it
         self.done = False
         self.gate: Any = None  # locked while its thread waits
         self.leads = False  # whether its thread serves
@@ -58,6 +69,11 @@ class _Task:
 
     def fail(self, error: BaseException) -> None:
         self._result, self._error = None, error
+
+    @property
+    def is_unkept(self) -> bool:
+        """Whether nobody waits for it, and the store could not keep it."""
+        return self.what is not None and isinstance(self._error, StoreError)
 
     def outcome(self) -> Any:
         if self._error is not None:
@@ -101,6 +117,8 @@ class Clerk:
         self._ledger = ledger
         self._tell = tell
         self._queue: deque[_Task] = deque()
+        self._left: deque[_Task] = deque()  # what nobody waits for and could not be kept yet
+        self._dropped = 0
         self._mutex = threading.Lock()  # of the queue, and of who serves
         self._led = False  # whether somebody serves, or is told to
         self._thread_leads = False
@@ -171,13 +189,32 @@ class Clerk:
             return await task.future
         except asyncio.CancelledError:
             if undo is not None and not self._withdraw(task):
-                self.later(lambda: None if task._result is None else undo(task._result))
+                self.later(
+                    lambda: None if task._result is None else undo(task._result),
+                    "what was granted to a caller that had gone",
+                )
             raise
 
-    def later(self, operation: Callable[[], Any]) -> None:
-        """Have the operation done soon. Never waits: for finalizers and timers."""
+    def later(self, operation: Callable[[], Any], what: str = "an operation") -> None:
+        """Have the operation done soon. Never waits: for finalizers and timers.
+
+        If the store cannot keep it then, it is left until `try_again`; `what` says what it is. It may be done
+        twice, if the answer to the first time was lost: it has to see for itself that it has been done.
+        """
         if not self.is_elsewhere:
-            self._put(_Task(operation))
+            self._put(_Task(operation, what=what))
+
+    def try_again(self, most: int = _LEFT_AT_ONCE) -> None:
+        """Do what was left; what still cannot be kept is left again."""
+        if not self._left:
+            return
+        with contextlib.suppress(IndexError):
+            for _ in range(most):
+                task = self._left.popleft()
+                task.done = False
+                self._queue.append(task)
+        with contextlib.suppress(StoreError):
+            self.run(lambda: None)
 
     def _put(self, task: _Task) -> None:
         self._queue.append(task)
@@ -211,14 +248,27 @@ class Clerk:
             )
 
     def close(self) -> None:
-        """Serve what is in the queue, and end the thread."""
+        """Serve what is in the queue and what was left, and end the thread; warn of what cannot be kept."""
         with contextlib.suppress(StoreError):
             self.run(lambda: None)
+        self._ask_again_at = 0.0
+        for _ in range(0, len(self._left), _LEFT_AT_ONCE):
+            self.try_again()
         self._closed = True
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             self._awaited.release()
             thread.join()
+        undone, self._dropped = len(self._left) + self._dropped, 0
+        if undone:
+            first = "; ".join(str(task.what) for task in list(self._left)[:10])
+            self._left.clear()
+            warnings.warn(
+                f"store {self._store.path!r} could not be written to until the end, "
+                f"{undone} left undone: {first}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     # -- the thread for those who await ------------------------------------------------------------------
 
@@ -270,9 +320,18 @@ class Clerk:
                 awaited.setdefault(task.future.get_loop(), []).append(task)
             elif task.gate is not None and not task.leads:
                 task.gate.release()
+            elif task.is_unkept:
+                self._leave(task)
         for loop, tasks in awaited.items():
             with contextlib.suppress(RuntimeError):  # it is closed: nobody waits there any more
                 loop.call_soon_threadsafe(_deliver, tasks)
+
+    def _leave(self, task: _Task) -> None:
+        """Put aside what nobody waits for."""
+        if len(self._left) < _LEFT_MOST:
+            self._left.append(task)
+        else:
+            self._dropped += 1
 
     def _serve_or_fail(self, batch: list[_Task]) -> None:
         try:
@@ -285,11 +344,9 @@ class Clerk:
                 self._pause = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * self._pause))
                 self._ask_again_at = system_clock() + self._pause
             self._away = error
-            for task in batch:
-                task.fail(error)
+            _fail_all(batch, error)
         except StoreError as error:
-            for task in batch:
-                task.fail(error)
+            _fail_all(batch, error)
         except Exception as error:  # something that cannot be kept: the others are not to suffer for it
             for task in batch:
                 if len(batch) > 1:
@@ -371,6 +428,14 @@ class Clerk:
         with self._ledger.lock:
             self._keeper.follow(news)
         return True
+
+
+def _fail_all(batch: list[_Task], error: StoreError) -> None:
+    """Give everybody an error of their own: what a call had returned is put on it."""
+    for task in batch:
+        own = copy(error)
+        own.__cause__ = error.__cause__
+        task.fail(own)
 
 
 def _deliver(tasks: list[_Task]) -> None:

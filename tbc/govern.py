@@ -438,7 +438,8 @@ class Call:
                 self._settle(None, usage.tokens, usage.all_output, usage, result=result)
         except BaseException as error:
             _attach_result(error, result)
-            self._settle_whole()
+            if not isinstance(error, StoreError):  # else it has ended, or is settled later
+                self._settle_whole()
             raise
 
     def abandon(self) -> None:
@@ -453,7 +454,7 @@ class Call:
             tokens = usage.tokens
         else:  # if it was read by ways of its own, nobody knows how much
             tokens = self.hold.tokens if self._sent else self.input_tokens
-        self._manager.end_later(self.hold, tokens, estimated=True, usage=usage)
+        self.hold.end_later(tokens, estimated=True, usage=usage)
 
     def fail(self, error: BaseException) -> None:
         """End the hold of a call that raised."""
@@ -470,14 +471,25 @@ class Call:
             self._read_and_settle(result)
         except BaseException as error:
             _attach_result(error, result)
-            self._settle_whole()
+            if not isinstance(error, StoreError):  # else it has ended, or is settled later
+                self._settle_whole()
             raise
 
     def _settle_whole(self) -> None:
         """Book the whole hold, if something unforeseen has kept it from being settled."""
         if self.hold.state in ("open", "expired"):
-            with contextlib.suppress(StoreError):  # if nothing can be written, its owner can settle it later
-                self.hold.settle(estimated=True)
+            with contextlib.suppress(StoreError):  # it is settled later
+                self._end(None, estimated=True)
+
+    def _end(self, tokens: int | None, *, usage: Usage | None = None, estimated: bool = False) -> None:
+        """Settle the hold; what the store cannot keep is booked when it can."""
+        hold = self.hold
+        try:
+            hold.settle(tokens, usage=usage, estimated=estimated)
+        except StoreError as failed:
+            spent = hold.tokens if tokens is None else tokens
+            hold.end_unkept(failed, spent, estimated=estimated, usage=usage)
+            raise
 
     def _read_and_settle(self, result: Any) -> None:
         from tbc.usage import Usage, read_usage
@@ -530,13 +542,13 @@ class Call:
         hold, governor = self.hold, self._governor
         if hold.state in ("open", "expired"):
             if used is not None:
-                hold.settle(used, usage=usage)
+                self._end(used, usage=usage)
             elif hold.recorded:
-                hold.settle(hold.recorded)
+                self._end(hold.recorded)
             elif counted is None:
-                hold.settle(estimated=True)
+                self._end(None, estimated=True)
             else:
-                hold.settle(counted, usage=usage, estimated=True)
+                self._end(counted, usage=usage, estimated=True)
         settlement = hold.settlement
         assert settlement is not None, "the hold has ended"
         if output is None:

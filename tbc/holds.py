@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Protocol,
 from tbc.axes import TOKENS, USD, Axis, format_amount
 from tbc.contract import check_amount
 from tbc.decision import Decision, Kind, Settlement, Transfer
-from tbc.errors import HoldEndedError, NoCurrentHoldError, NotSent
+from tbc.errors import HoldEndedError, NoCurrentHoldError, NotSent, StoreError
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -348,7 +348,7 @@ class Hold(Part):
 
     @property
     def recorded(self) -> int:
-        """What `record` was told so far."""
+        """What `record` was told so far, or a settle that the store could not keep."""
         return 0 if self._notes is None else self._notes.recorded
 
     @property
@@ -462,7 +462,17 @@ class Hold(Part):
             If it ended before otherwise. Repeating the same settle returns the first answer, marked
             `repeated`.
         """
-        return self._desk.settle_hold(self, tokens, estimated, usd, calls, usage)
+        try:
+            return self._desk.settle_hold(self, tokens, estimated, usd, calls, usage)
+        except StoreError:
+            self._remember(tokens, usage)
+            raise
+
+    def _remember(self, tokens: int | None, usage: Usage | None) -> None:
+        """Note what a settle said that the store could not keep: it is booked if the block is left now."""
+        said = usage.tokens if tokens is None and usage is not None else tokens
+        if said is not None and self.state in ("open", "expired"):
+            self._noted().recorded = said
 
     def void(self) -> Settlement:
         """End the hold without spending: nothing was sent."""
@@ -504,7 +514,13 @@ class Hold(Part):
         settle = functools.partial(
             self.settle, tokens, usd=usd, calls=calls, usage=usage, estimated=estimated
         )
-        ended: Settlement = await self._desk.arun(settle) if self._desk.waits else settle()
+        if not self._desk.waits:
+            return settle()
+        try:
+            ended: Settlement = await self._desk.arun(settle)
+        except StoreError:
+            self._remember(tokens, usage)
+            raise
         return ended
 
     async def avoid(self) -> Settlement:
@@ -557,14 +573,27 @@ class Hold(Part):
     ) -> None:
         try:
             if self._desk.waits:
-                await self._desk.arun(functools.partial(self.leave, error))
+                try:
+                    await self._desk.arun(functools.partial(self.leave, error))
+                except StoreError as unkept:
+                    self.leave(error, unkept=unkept)
+                    raise
             else:
                 self.leave(error)
         finally:
             self._forget_entry()
 
-    def leave(self, error: BaseException | None, not_sent: tuple[type[BaseException], ...] = ()) -> None:
-        """End the hold in the way that fits how its block was left; nothing if it has been ended."""
+    def leave(
+        self,
+        error: BaseException | None,
+        not_sent: tuple[type[BaseException], ...] = (),
+        *,
+        unkept: StoreError | None = None,
+    ) -> None:
+        """End the hold in the way that fits how its block was left; nothing if it has been ended.
+
+        If the store could not keep that end (`unkept`), it is done again later.
+        """
         if self.state in ("settled", "voided"):
             return
         known_input = None if self._notes is None else self._notes.input_tokens
@@ -578,15 +607,38 @@ class Hold(Part):
             tokens, estimated = self.recorded, error is not None
         elif error is not None and known_input is not None:
             tokens = known_input
+        if unkept is not None:
+            self.end_unkept(unkept, tokens, estimated=estimated)
+            return
         if isinstance(error, GeneratorExit):
             # Why: garbage collection closes what was left suspended, also while this thread has the lock.
-            self._desk.end_later(self, tokens, estimated=estimated)
+            self.end_later(tokens, estimated=estimated)
             return
-        with contextlib.suppress(HoldEndedError):  # somebody else, or an interrupted end, was first
+        try:
             if tokens is None:
                 self.void()
             else:
                 self.settle(tokens, estimated=estimated)
+        except HoldEndedError:  # somebody else, or an interrupted end, was first
+            pass
+        except StoreError as failed:
+            self.end_unkept(failed, tokens, estimated=estimated)
+            raise
+
+    def end_later(self, tokens: int | None, *, estimated: bool, usage: Usage | None = None) -> None:
+        """Settle (``None``: void) without ever waiting, where it was granted; for finalizers."""
+        self._desk.end_later(self, tokens, estimated=estimated, usage=usage)
+
+    def end_unkept(
+        self, failed: StoreError, tokens: int | None, *, estimated: bool, usage: Usage | None = None
+    ) -> None:
+        """Have an end (``None``: a void) that could not be kept done again later; the error says so."""
+        self.end_later(tokens, estimated=estimated, usage=usage)
+        what = "It is freed" if tokens is None else f"The {tokens} tokens that were spent are booked"
+        failed.add_note(
+            f"{what} on hold {self.hold_id} when the store can be written to again, if this process still "
+            "runs then"
+        )
 
 
 class PendingHold(Coroutine[Any, Any, Hold]):

@@ -28,6 +28,7 @@ from tbc.pool import nano_dollars
 from tbc.reallocator import Move, survey
 
 if TYPE_CHECKING:
+    from tbc.errors import StoreError
     from tbc.money import Money
     from tbc.usage import Usage
 
@@ -99,9 +100,15 @@ class LeaseHold(Hold):
         nano = None if usd is None else nano_dollars("usd", usd)
         return self._leasing.settle_lease(self, (tokens, nano, calls), estimated=estimated)
 
-    def leave(self, error: BaseException | None, not_sent: tuple[type[BaseException], ...] = ()) -> None:
-        """Make the final report, of all that is set aside, if none was made."""
-        if self.settlement is None:
+    def leave(
+        self,
+        error: BaseException | None,
+        not_sent: tuple[type[BaseException], ...] = (),
+        *,
+        unkept: StoreError | None = None,
+    ) -> None:
+        """Make the final report, of all that is set aside, if none was made; until then it is charged."""
+        if self.settlement is None and unkept is None:
             self.settle()
 
     @property

@@ -221,7 +221,11 @@ class StoredDesk:
     ) -> None:
         """Settle (``None``: void) without ever waiting; for finalizers."""
         end_later: Callable[..., None] = super().end_later  # type: ignore[misc]
-        self._clerk.later(partial(end_later, hold, tokens, estimated=estimated, usage=usage))
+        spent = "nothing" if tokens is None else f"{tokens} tokens"
+        self._clerk.later(
+            partial(end_later, hold, tokens, estimated=estimated, usage=usage),
+            f"hold {hold.hold_id} of {hold.agent_name!r} with {spent}",
+        )
 
     # -- while the store is away ---------------------------------------------------------------------------
 
@@ -281,7 +285,7 @@ class StoredDesk:
 
     def _undo(self, undo: Callable[[Any], Any], done: Future[Any]) -> None:
         if done.exception() is None:
-            self._clerk.later(partial(undo, done.result()))
+            self._clerk.later(partial(undo, done.result()), "what was granted to a caller that had gone")
 
 
 def _operation(name: str) -> Callable[..., Any]:
@@ -358,6 +362,7 @@ class _Sweeper:
                 idle = 0.0
                 with contextlib.suppress(StoreError):  # the next operation says it
                     manager._clerk.run(partial(_look, manager))
+            manager._clerk.try_again()
             manager.bring_home()
             if manager.worker is not None:
                 _tend_worker(manager.worker)

@@ -416,7 +416,8 @@ def lines_of(store: PostgresStore, key: str) -> list[str]:
 
 
 def test_fault_33_a_manager_whose_server_crashes_goes_on_with_the_same_key(server, store, manager):
-    crashing, granted, failed = threading.Thread(target=server.crash), [], []
+    crashing, failed = threading.Thread(target=server.crash), []
+    granted = [manager.hold("a", 1, key="k0")]
     crashing.start()
     while not failed:
         try:

@@ -9,6 +9,7 @@ import pytest
 
 import tbc
 from tbc.stores import SqliteStore
+from tbc.testing import check_books
 
 
 class Leaving(SqliteStore):
@@ -105,6 +106,26 @@ def test_what_was_sent_and_not_answered_is_sent_again_under_the_same_key(store):
         assert failed
         manager.bring_home()
         assert manager.report()["writer"]["consumed"] == 20
+
+
+def test_a_stream_that_is_dropped_on_the_allowance_is_booked_there(store):
+    with managing(store, when_away=tbc.Allowance(tokens=100)) as manager:
+        other = manager.hold("writer", 7)
+
+        @manager.govern("writer", max_output_tokens=20)
+        def stream():
+            while True:
+                yield "word "
+
+        store.away = True
+        chunks = stream()
+        next(chunks)
+        chunks.close()
+        store.away = False
+        assert manager.report()["writer"]["consumed"] == 0
+        manager.bring_home()
+        assert manager.report()["writer"]["consumed"] > 0 and other.state == "open"
+        check_books(manager)
 
 
 def test_audit_mode_spends_and_books_it_later(store):
