@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import Mapping
+import types
+from collections.abc import Generator, Mapping
 from typing import Any, Final, TypeVar, get_args, get_origin
 from urllib.parse import parse_qsl
 
@@ -34,28 +35,34 @@ DEEPEST: Final = 16
 
 
 async def read_body(receive: Receive, most: int, seconds: float) -> bytes:
-    """Return the whole body of a request.
+    """Return the whole body of a request. What came with the head costs no timer.
 
     Raises
     ------
     Problem
         It is larger than `most` bytes, takes longer than that many seconds, or its sender has left.
     """
-    parts: list[bytes] = []
-    size = 0
+    asked = receive()
+    try:
+        waits_for = asked.send(None)
+    except StopIteration as came:  # it was there
+        message = came.value
+        if not message.get("more_body", False):
+            return _part(message, 0, most)
+        parts = [_part(message, 0, most)]
+        rest: Any = None
+    else:
+        parts, rest = [], _resumed(asked, waits_for)
+    size = sum(map(len, parts))
     try:
         async with asyncio.timeout(seconds):
             while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Problem(400, "disconnected", "The client has left.", "Send it again.")
-                part = message.get("body", b"")
-                size += len(part)
-                if size > most:
-                    raise too_large(most)
-                parts.append(part)
+                message = await (receive() if rest is None else rest)
+                rest = None
+                parts.append(_part(message, size, most))
+                size += len(parts[-1])
                 if not message.get("more_body", False):
-                    return parts[0] if len(parts) == 1 else b"".join(parts)
+                    return b"".join(parts)
     except TimeoutError:
         raise Problem(
             408,
@@ -64,6 +71,30 @@ async def read_body(receive: Receive, most: int, seconds: float) -> bytes:
             "Send it faster. Nothing was done.",
             headers={"connection": "close"},
         ) from None
+
+
+@types.coroutine
+def _resumed(begun: Any, waits_for: Any) -> Generator[Any, Any, Any]:
+    """Go on with a coroutine that has run to where it first waits."""
+    try:
+        while True:
+            try:
+                value = yield waits_for
+            except BaseException as error:
+                waits_for = begun.throw(error)
+            else:
+                waits_for = begun.send(value)
+    except StopIteration as done:
+        return done.value
+
+
+def _part(message: Any, size: int, most: int) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise Problem(400, "disconnected", "The client has left.", "Send it again.")
+    part: bytes = message.get("body", b"")
+    if size + len(part) > most:
+        raise too_large(most)
+    return part
 
 
 def too_large(most: int) -> Problem:

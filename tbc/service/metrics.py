@@ -8,11 +8,18 @@ and "other", the first priorities that were seen and "(other)".
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
 from tbc.axes import CALLS, NANO, TOKENS, USD
 from tbc.decision import Decision
@@ -30,9 +37,23 @@ _AGENTS: Final = 20
 _LABELS: Final = 20
 _NUMBERS: Final = ("allocated", "consumed", "held", "remaining")
 _BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-_LATENCY: Final = {
-    "openHold": ("tbc_hold_seconds", "Seconds to answer a hold."),
-    "settleHold": ("tbc_settle_seconds", "Seconds to answer a settle."),
+_COUNTERS: Final = {
+    "tbc_requests": ("Requests by operation and status.", ("operation", "status")),
+    "tbc_decisions": ("Holds by what decided them.", ("reason",)),
+    "tbc_transfers": ("Transfers by kind.", ("axis", "kind")),
+    "tbc_moved": ("Tokens, dollars or calls in transfers.", ("axis", "kind")),
+    "tbc_unmet": ("Tokens, dollars or calls that refused holds lacked.", ("axis", "priority")),
+    "tbc_rebalance_bottlenecks": ("Rebalances by their bottleneck level.", ("axis", "level")),
+    "tbc_policy_choices": ("Choices of the tier policy; a hard stop has no tier.", ("step", "tier")),
+    "tbc_policy_downgrades": ("Steps given another tier than without limits.", ("cause",)),
+    "tbc_policy_hard_stops": ("Steps that must not be done.", ("cause",)),
+    "tbc_policy_expected_usd": ("Dollars that chosen steps cost at most.", ()),
+    "tbc_policy_saved_usd": ("Dollars that downgrades have saved.", ()),
+    "tbc_policy_sla_violations_prevented": ("Downgraded steps whose other tier was too slow.", ()),
+}
+_HISTOGRAMS: Final = {
+    "tbc_hold_seconds": "Seconds to answer a hold.",
+    "tbc_settle_seconds": "Seconds to answer a settle.",
 }
 
 
@@ -110,153 +131,129 @@ class _Budgets:
         return set(heapq.nlargest(_AGENTS, spent, key=lambda name: spent[name]))
 
 
+class _Counts:
+    """Plain numbers, shown as metrics when they are asked for: counting is one addition, in one thread."""
+
+    def __init__(self) -> None:
+        self.counts: dict[tuple[str, tuple[str, ...]], float] = {}
+        self.seconds: dict[str, list[int]] = {name: [0] * (len(_BUCKETS) + 1) for name in _HISTOGRAMS}
+        self.sums = dict.fromkeys(_HISTOGRAMS, 0.0)
+
+    def add(self, name: str, *labels: str, amount: float = 1) -> None:
+        key = name, labels
+        self.counts[key] = self.counts.get(key, 0) + amount
+
+    def observe(self, name: str, seconds: float) -> None:
+        self.seconds[name][bisect_left(_BUCKETS, seconds)] += 1
+        self.sums[name] += seconds
+
+    def of(self, name: str) -> list[tuple[tuple[str, ...], float]]:
+        """Return the counts of a metric by their labels."""
+        return [(labels, count) for (counted, labels), count in self.counts.items() if counted == name]
+
+    def collect(self) -> Iterable[Metric]:
+        for name, (what, labels) in _COUNTERS.items():
+            counter = CounterMetricFamily(name, what, labels=labels)
+            for values, count in self.of(name):
+                counter.add_metric(values, count)
+            yield counter
+        for name, what in _HISTOGRAMS.items():
+            ends = [*map(str, _BUCKETS), "+Inf"]
+            upto = list(zip(ends, accumulate(self.seconds[name]), strict=True))
+            yield HistogramMetricFamily(name, what, buckets=upto, sum_value=self.sums[name])
+
+
 class Metrics:
     """The counts of one pool, in a registry of their own."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._budgets = _Budgets()
-        self.registry.register(self._budgets)
+        self._registry = CollectorRegistry()
+        self._budgets, self._counts = _Budgets(), _Counts()
+        self._registry.register(self._budgets)
+        self._registry.register(self._counts)
         self._priority, self._level, self._step = _Bounded(), _Bounded(), _Bounded()
-        self._requests = self._counter(
-            "tbc_requests", "Requests by operation and status.", "operation", "status"
-        )
-        self._decisions = self._counter("tbc_decisions", "Holds by what decided them.", "reason")
-        self._transfers = self._counter("tbc_transfers", "Transfers by kind.", "axis", "kind")
-        self._moved = self._counter("tbc_moved", "Tokens, dollars or calls in transfers.", "axis", "kind")
-        self._unmet = self._counter(
-            "tbc_unmet", "Tokens, dollars or calls that refused holds lacked.", "axis", "priority"
-        )
-        self._bottlenecks = self._counter(
-            "tbc_rebalance_bottlenecks", "Rebalances by their bottleneck level.", "axis", "level"
-        )
-        self._choices = self._counter(
-            "tbc_policy_choices", "Choices of the tier policy; a hard stop has no tier.", "step", "tier"
-        )
-        self._downgrades = self._counter(
-            "tbc_policy_downgrades", "Steps given another tier than without limits.", "cause"
-        )
-        self._stops = self._counter("tbc_policy_hard_stops", "Steps that must not be done.", "cause")
-        self._saved = Counter(
-            "tbc_policy_saved_usd", "Dollars that downgrades have saved.", registry=self.registry
-        )
-        self._expected = Counter(
-            "tbc_policy_expected_usd", "Dollars that chosen steps cost at most.", registry=self.registry
-        )
-        self._prevented = Counter(
-            "tbc_policy_sla_violations_prevented",
-            "Downgraded steps whose other tier would have been too slow.",
-            registry=self.registry,
-        )
-        self._latencies = {
-            operation: Histogram(*names, buckets=_BUCKETS, registry=self.registry)
-            for operation, names in _LATENCY.items()
-        }
-        self._known: dict[tuple[str, int], Any] = {}
-        self._reasons: dict[str, Any] = {}
-
-    def _counter(self, name: str, what: str, *labels: str) -> Counter:
-        return Counter(name, what, labels, registry=self.registry)
 
     def text(self, statement: Statement) -> bytes:
         """Return everything in the text form of Prometheus, the budgets as of a statement."""
         self._budgets.statement = statement
-        return generate_latest(self.registry)
+        return generate_latest(self._registry)
 
     # -- counting ------------------------------------------------------------------------------------------
 
     def answered(self, operation: str, seconds: float, answer: Any) -> None:
         """Count a request that was served."""
-        self._request(operation, 200)
-        latency = self._latencies.get(operation)
-        if latency is not None:
-            latency.observe(seconds)
+        counts = self._counts
+        counts.add("tbc_requests", operation, "200")
         if operation == "openHold":
+            counts.observe("tbc_hold_seconds", seconds)
             decision = answer["decision"]
-            self._decided("fits" if decision is None else decision["status"])
+            counts.add("tbc_decisions", "fits" if decision is None else decision["status"])
             self._moves(answer["loans"])
-        elif operation == "settleHold" and not answer["repeated"]:
-            for booking in answer["booked"].values():
-                self._moves(booking["returned"])
-                self._moves(booking["covered"])
+        elif operation == "settleHold":
+            counts.observe("tbc_settle_seconds", seconds)
+            if not answer["repeated"]:
+                for booking in answer["booked"].values():
+                    self._moves(booking["returned"])
+                    self._moves(booking["covered"])
         elif operation == "rebalance":
             self._moves(answer["transfers"])
             for axis, level in answer["bottlenecks"].items():
-                self._bottlenecks.labels(axis, "none" if level is None else self._level(level)).inc()
+                counts.add("tbc_rebalance_bottlenecks", axis, "none" if level is None else self._level(level))
 
     def refused(self, operation: str, status: int, code: str, error: BaseException, priority: int) -> None:
         """Count a request that was not served; `priority`: of the agent that a refused hold was for."""
-        self._request(operation, status)
+        self._counts.add("tbc_requests", operation, str(status))
         if operation not in ("openHold", "extendHold"):
             return
         decision = getattr(error, "decision", None)
         if not isinstance(decision, Decision):
-            self._decided(code)
+            self._counts.add("tbc_decisions", code)
             return
-        self._decided(str(decision.status))
+        self._counts.add("tbc_decisions", str(decision.status))
         for each in (decision, *decision.others):
             short = each.requested - (each.available or 0)
             if each.status.refuses and each.available is not None and short > 0:
-                amount = short / NANO if each.axis == USD else short
-                self._unmet.labels(each.axis, self._priority(priority)).inc(amount)
+                self._add_amount("tbc_unmet", each.axis, self._priority(priority), short)
 
     def chosen(self, judged: Judged) -> None:
         """Count a choice of the tier policy."""
-        choice = judged.choice
-        self._choices.labels(self._step(judged.step), choice.tier or "").inc()
+        choice, counts = judged.choice, self._counts
+        counts.add("tbc_policy_choices", self._step(judged.step), choice.tier or "")
         if choice.hard_stop:
-            self._stops.labels(choice.cause).inc()
+            counts.add("tbc_policy_hard_stops", choice.cause)
             return
-        self._expected.inc((choice.expected_cost or 0) / NANO)
-        self._saved.inc(judged.saved / NANO)
+        counts.add("tbc_policy_expected_usd", amount=(choice.expected_cost or 0) / NANO)
+        counts.add("tbc_policy_saved_usd", amount=judged.saved / NANO)
         if judged.downgraded:
-            self._downgrades.labels(choice.cause).inc()
+            counts.add("tbc_policy_downgrades", choice.cause)
         if judged.prevents_violation:
-            self._prevented.inc()
+            counts.add("tbc_policy_sla_violations_prevented")
 
     def counters(self) -> MetricsAnswer:
         """Return what the policy has chosen and saved as plain counters."""
+        of = self._counts.of
         steps: dict[str, dict[str, int]] = {}
-        for labels, count in _samples(self._choices):
-            if labels["tier"]:
-                steps.setdefault(labels["step"], {})[labels["tier"]] = int(count)
+        for (step, tier), count in of("tbc_policy_choices"):
+            if tier:
+                steps.setdefault(step, {})[tier] = int(count)
         return {
             "AgentStepsTotal": steps,
-            "AgentDowngradesTotal": {
-                labels["cause"]: int(count) for labels, count in _samples(self._downgrades)
-            },
-            "AgentHardStopsTotal": sum(int(count) for _, count in _samples(self._stops)),
-            "AgentCostTotal": sum(count for _, count in _samples(self._expected)),
-            "AgentCostSaved": sum(count for _, count in _samples(self._saved)),
-            "SLAViolationsPrevented": sum(int(count) for _, count in _samples(self._prevented)),
+            "AgentDowngradesTotal": {cause: int(count) for (cause,), count in of("tbc_policy_downgrades")},
+            "AgentHardStopsTotal": sum(int(count) for _, count in of("tbc_policy_hard_stops")),
+            "AgentCostTotal": sum(count for _, count in of("tbc_policy_expected_usd")),
+            "AgentCostSaved": sum(count for _, count in of("tbc_policy_saved_usd")),
+            "SLAViolationsPrevented": sum(
+                int(count) for _, count in of("tbc_policy_sla_violations_prevented")
+            ),
         }
-
-    def _request(self, operation: str, status: int) -> None:
-        known = self._known.get((operation, status))
-        if known is None:
-            known = self._known[operation, status] = self._requests.labels(operation, str(status))
-        known.inc()
-
-    def _decided(self, reason: str) -> None:
-        known = self._reasons.get(reason)
-        if known is None:
-            known = self._reasons[reason] = self._decisions.labels(reason)
-        known.inc()
 
     def _moves(self, transfers: Iterable[Mapping[str, Any]]) -> None:
         for each in transfers:
-            axis, kind = each["axis"], each["kind"]
-            self._transfers.labels(axis, kind).inc()
-            self._moved.labels(axis, kind).inc(each["amount"] / NANO if axis == USD else each["amount"])
+            self._counts.add("tbc_transfers", each["axis"], each["kind"])
+            self._add_amount("tbc_moved", each["axis"], each["kind"], each["amount"])
 
-
-def _samples(counter: Counter) -> list[tuple[dict[str, str], float]]:
-    return [
-        (sample.labels, sample.value)
-        for metric in counter.collect()
-        for sample in metric.samples
-        if sample.name.endswith("_total")
-    ]
+    def _add_amount(self, name: str, axis: str, label: str, amount: int) -> None:
+        self._counts.add(name, axis, label, amount=amount / NANO if axis == USD else amount)
 
 
 def wants_json(accept: bytes) -> bool:

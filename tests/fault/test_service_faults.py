@@ -1,0 +1,161 @@
+"""A real server that is stopped, starved and flooded: nobody's money is lost, and others are served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+
+import tbc
+
+WITHIN_S = 60
+
+
+@contextmanager
+def served(*arguments):
+    """Yield a server process and its port; it must end well."""
+    command = [sys.executable, "-m", "tbc", "serve", "--port", "0", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            yield server, int(server.stdout.readline().rpartition(":")[2])
+            server.send_signal(signal.SIGTERM)
+            _, said = server.communicate(timeout=WITHIN_S)
+            assert server.returncode == 0 and "tbc has stopped" in said, said
+        finally:
+            server.kill()
+
+
+def request(method, path, body=None, **headers):
+    """Return a request as bytes."""
+    content = b"" if body is None else json.dumps(body).encode()
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(content)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    if body is not None:
+        lines.append("Content-Type: application/json")
+    return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+async def answer(reader):
+    """Return status and body of an answer, or ``None`` if the connection ended before."""
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
+        return int(head.split()[1]), json.loads(await reader.readexactly(length))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+
+
+async def ask(port, *what, **headers):
+    async with asyncio.timeout(WITHIN_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(request(*what, **headers))
+            return await answer(reader)
+        finally:
+            writer.close()
+
+
+AGENT = {"agent_name": "writer", "max_tokens": 100_000}
+
+
+def test_a_server_stopped_with_calls_in_flight_answers_or_leaves_keys_that_find_their_answer(
+    tmp_path,
+):
+    url = f"sqlite:///{tmp_path}/books.db"
+    body = {"agent_name": "writer", "tokens": 7}
+
+    async def hundred(server, port):
+        await ask(port, "POST", "/v1/agents", AGENT)
+        streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
+        for number, (_, writer) in enumerate(streams):
+            writer.write(request("POST", "/v1/holds", body, Idempotency_Key=f"k{number}"))
+        first = await answer(streams[0][0])
+        server.send_signal(signal.SIGTERM)
+        answers = [first, *await asyncio.gather(*(answer(reader) for reader, _ in streams[1:]))]
+        for _, writer in streams:
+            writer.close()
+        return answers
+
+    with served("--store", url, "--max-tokens", "200000") as (server, port):
+        answers = asyncio.run(hundred(server, port))
+    answered = {f"k{n}": found for n, found in enumerate(answers) if found is not None and found[0] == 200}
+    assert len(answered) >= 1
+    with tbc.BudgetManager(store=url) as manager:
+        kept = manager.statement("writer").accounts["tokens"][0].held // 7
+        assert kept >= len(answered)
+        for number in range(100):
+            hold = manager.hold("writer", 7, key=f"k{number}")
+            if f"k{number}" in answered:
+                assert hold.hold_id == answered[f"k{number}"][1]["hold_id"]
+        assert manager.statement("writer").accounts["tokens"][0].held == 700  # once each
+
+
+def test_slow_huge_and_deep_requests_and_a_thousand_idle_connections_leave_others_served():
+    async def flood(port):
+        await ask(port, "POST", "/v1/agents", AGENT)
+        idle = []
+        try:
+            while len(idle) < 1_000:
+                idle += [await asyncio.open_connection("127.0.0.1", port)]
+            for _, writer in idle[:50]:
+                writer.write(b"POST /v1/holds HTTP/1.1\r\nHost: localhost\r\n")  # a head that does not end
+            for _, writer in idle[50:100]:  # a body that does not come
+                writer.write(
+                    request("POST", "/v1/holds", AGENT).replace(b"Content-Length: ", b"Content-Length: 9")
+                )
+            huge = request("POST", "/v1/holds", {"agent_name": "a" * 10**7})
+            for _, writer in idle[100:105]:
+                writer.write(huge)
+            for reader, _ in idle[100:105]:
+                assert (await answer(reader))[0] == 413
+            deep = {"agent_name": "writer", "tokens": json.loads("[" * 400 + "]" * 400)}
+            assert (await ask(port, "POST", "/v1/holds", deep))[0] == 400
+            held = await ask(port, "POST", "/v1/holds", {"agent_name": "writer", "tokens": 7})
+            assert held[0] == 200
+            assert (await ask(port, "GET", "/health"))[1] == {"status": "healthy"}
+        finally:
+            for _, writer in idle:
+                writer.transport.abort()
+
+    with served("--max-tokens", "200000") as (_, port):
+        asyncio.run(flood(port))
+
+
+def test_an_open_stream_does_not_keep_the_server_from_ending():
+    async def begun(port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request("GET", "/v1/events"))
+        async with asyncio.timeout(WITHIN_S):
+            await reader.readuntil(b"retry: 1000")
+        return reader, writer
+
+    async def within():
+        with served("--max-tokens", "100", "--grace-s", "50") as (server, port):
+            reader, writer = await begun(port)
+            server.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(20):
+                await reader.read()  # it ends
+            writer.close()
+
+    asyncio.run(within())
+
+
+@pytest.mark.parametrize("host", ["::1", "127.0.0.1"])
+def test_a_server_says_where_it_is(host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, 0), family=family).close()
+    except OSError:
+        pytest.skip(f"there is no {host} here")
+    command = [sys.executable, "-m", "tbc", "serve", "--port", "0", "--host", host]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        where = server.stdout.readline().split()[-1]
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=WITHIN_S)
+    assert where.startswith("http://[::1]:" if ":" in host else "http://127.0.0.1:")
