@@ -325,13 +325,14 @@ class BooksModel(TreeModel):
 
     def record_usage(
         self, name: str, tokens: int, confidence: float | None = None, *, key: str | None = None
-    ) -> None:
-        """Book what was spent without a hold; an overrun is booked, and said."""
-        self._once(
+    ) -> int:
+        """Book what was spent without a hold, and return it; an overrun is booked, and said."""
+        booked: int = self._once(
             key, ("usage", name, tokens, confidence), lambda: self._record_usage(name, tokens, confidence)
         )
+        return booked
 
-    def _record_usage(self, name: str, tokens: int, confidence: float | None) -> None:
+    def _record_usage(self, name: str, tokens: int, confidence: float | None) -> int:
         account = self.find_open(name)
         account["consumed"] += tokens
         _, overrun = self._cover_excess(account, tokens)
@@ -339,6 +340,7 @@ class BooksModel(TreeModel):
             account["confidence"] = confidence
         if overrun and self.mode == "enforce":
             raise Misuse("OverrunError", requested=tokens, available=tokens - overrun)
+        return tokens
 
     def note_confidence(self, name: str, confidence: float | None) -> None:
         """Store a reported confidence; ``None`` forgets it."""

@@ -214,7 +214,7 @@ class BudgetMachine(AgentsMachine):
         self._once(
             key,
             name,
-            lambda: self.manager.record_usage(name, tokens, "usage", confidence, key=key),
+            lambda: self.manager.record_usage(name, tokens, "usage", confidence, key=key).tokens,
             lambda: self.pair.model.record_usage(name, tokens, confidence, key=key),
             f"record {tokens} for {name}, key {key}",
         )

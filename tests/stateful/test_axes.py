@@ -98,7 +98,7 @@ class InDollarsToo(tbc.BudgetManager):
         return super()._spent(hold, tokens, tokens, calls, estimated, guessed)
 
     def record_usage(self, name, tokens=0, note="usage", confidence=None, **how):
-        super().record_usage(name, tokens, note, confidence, usd=dollars(tokens), **how)
+        return super().record_usage(name, tokens, note, confidence, usd=dollars(tokens), **how)
 
     def top_up(self, name, tokens=0, **how):
         super().top_up(name, tokens, usd=dollars(tokens), **how)
