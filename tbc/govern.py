@@ -37,6 +37,7 @@ from tbc.errors import (
     InvalidContractError,
     OverrunError,
     StoreError,
+    UnknownPriceError,
 )
 from tbc.holds import AsCurrent
 from tbc.streams import AsyncStream, Stream, follow, follow_async
@@ -83,7 +84,7 @@ class CallWatcher(Protocol):
     def began(self, call: Call) -> Watch | None:
         """Note that a call has its hold and is made now."""
 
-    def refused(self, call: Call, error: BudgetExceededError) -> None:
+    def refused(self, call: Call, error: BudgetExceededError | UnknownPriceError) -> None:
         """Note that a call was refused: it is not made."""
 
 
@@ -356,7 +357,7 @@ class Call:
                 expires_s=governor.expires_s,
                 operation=name,
             )
-        except BudgetExceededError as error:
+        except (BudgetExceededError, UnknownPriceError) as error:
             if manager.call_watcher is not None:
                 manager.call_watcher.refused(self, error)
             raise

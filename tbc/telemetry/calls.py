@@ -25,6 +25,7 @@ from tbc import catalogue
 from tbc.axes import USD
 from tbc.clock import system_clock, wall_ns
 from tbc.error_codes import code_of
+from tbc.errors import BudgetExceededError, UnknownPriceError
 from tbc.holds import AsCurrent
 from tbc.labels import OTHER, FirstLabels
 from tbc.telemetry import conventions as names
@@ -32,7 +33,6 @@ from tbc.telemetry.conventions import Conventions, make_instruments, usage_attri
 
 if TYPE_CHECKING:
     from tbc.decision import Settlement
-    from tbc.errors import BudgetExceededError
     from tbc.govern import Call
     from tbc.telemetry.budgets import Budgets
     from tbc.usage import Usage
@@ -110,9 +110,9 @@ class Calls:
         return _Watched(self, call)
 
     @_quiet
-    def refused(self, call: Call, error: BudgetExceededError) -> None:
+    def refused(self, call: Call, error: BudgetExceededError | UnknownPriceError) -> None:
         """Note that a call was refused: it is not made."""
-        decision = error.decision
+        decision = None if isinstance(error, UnknownPriceError) else error.decision
         reason = code_of(error).code if decision is None else str(decision.status)
         if decision is None:
             self._budgets.refused(reason, call.agent_name)
