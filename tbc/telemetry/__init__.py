@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 try:
-    from opentelemetry.metrics import MeterProvider, get_meter
+    from opentelemetry.metrics import MeterProvider, get_meter, get_meter_provider
     from opentelemetry.trace import TracerProvider, get_tracer
 except ImportError as error:
     raise ImportError(
@@ -26,7 +26,7 @@ from tbc.telemetry.budgets import Budgets
 from tbc.telemetry.calls import Calls, Provider
 from tbc.telemetry.conventions import Conventions
 
-__all__ = ["Conventions", "Instrumentation", "Provider", "instrument"]
+__all__ = ["Conventions", "Instrumentation", "Provider", "instrument", "is_set_up"]
 
 _SCOPE: Final = "tbc"
 #: How many agents are told apart in metrics.
@@ -114,6 +114,11 @@ def instrument(
     fixed = {} if pool is None else {"tbc.pool": pool}
     budgets = Budgets(meter, manager.contracts, FirstLabels(_AGENTS), fixed)
     return Instrumentation(manager, Calls(tracer, meter, conventions, provider, budgets, fixed), budgets)
+
+
+def is_set_up() -> bool:
+    """Return whether the program has an SDK for metrics: the API alone exports nothing."""
+    return not type(get_meter_provider()).__module__.startswith("opentelemetry.metrics")
 
 
 @atexit.register

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -585,3 +589,106 @@ def test_no_word_of_a_prompt_a_reply_a_key_or_an_error_leaves(seen: Seen):
     text = seen.everything()
     assert "writer" in text and "chat (other)" in text
     assert [word for word in ("secret", "answer that", "4711", "0042", "division") if word in text] == []
+
+
+# -- the service -------------------------------------------------------------------------------------------
+
+#: A program with an SDK that serves until it is asked for the end, and prints what it would have exported.
+SERVER = """
+import json, os, signal, sys, threading, urllib.request
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from tbc.cli import run
+import builtins
+
+reader, spans = InMemoryMetricReader(), InMemorySpanExporter()
+tracers = TracerProvider()
+tracers.add_span_processor(SimpleSpanProcessor(spans))
+trace.set_tracer_provider(tracers)
+metrics.set_meter_provider(MeterProvider([reader]))
+
+def post(where, path, body):
+    head = {"Content-Type": "application/json", "Idempotency-Key": "the-key"}
+    request = urllib.request.Request(where + path, json.dumps(body).encode(), head)
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+def client(where):
+    try:
+        post(where, "/v1/agents", {"agent_name": "writer", "max_tokens": 1000})
+        for _ in range(3):  # under one key
+            hold = post(where, "/v1/holds", {"agent_name": "writer", "tokens": 100, "operation": "draft"})
+        for _ in range(2):
+            post(where, f"/v1/holds/{hold['hold_id']}/settle", {"tokens": 70})
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+say = print
+def started(text, **how):
+    where = text.rpartition(" ")[2]
+    if where.startswith("http://127"):
+        threading.Thread(target=client, args=(where,)).start()
+
+builtins.print = started
+try:
+    run(["serve", "--port", "0", *sys.argv[1:]])
+except BaseException:
+    pass
+data = reader.get_metrics_data()
+found = {} if data is None else {
+    metric.name: [[point.value, dict(point.attributes)] for point in metric.data.data_points]
+    for of in data.resource_metrics for scope in of.scope_metrics for metric in scope.metrics
+}
+say(json.dumps({"metrics": found, "spans": len(spans.get_finished_spans())}))
+"""
+
+
+@pytest.mark.parametrize("how", [["--otel"], "environment", []], ids=["option", "environment", "off"])
+def test_the_service_tells_of_budgets_and_leaves_inferences_to_its_clients(how: Any):
+    arguments = [] if how == "environment" else how
+    environment = {**os.environ, **({"TBC_OTEL": "1"} if how == "environment" else {})}
+    done = subprocess.run(
+        [sys.executable, "-c", SERVER, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+        check=True,
+    )
+    said = json.loads(done.stdout)
+    assert said["spans"] == 0
+    if not how:
+        assert said["metrics"] == {}
+        return
+    of = {"tbc.pool": "default", "gen_ai.agent.name": "writer"}
+    assert said["metrics"] == {
+        "tbc.holds": [[1, of]],
+        "tbc.holds.ended": [[1, {**of, "tbc.hold.state": "settled"}]],
+        "tbc.settled.tokens": [[70, {**of, "tbc.estimated": False}]],
+    }
+
+
+def test_the_service_says_that_nothing_is_exported_without_an_sdk():
+    code = "from tbc.cli.serve import _checked; print(_checked(True), _checked(False))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "True False\n"
+    assert done.stderr.startswith("--otel: no SDK is set up") and done.stderr.count("\n") == 1
+
+
+def test_without_the_package_it_says_what_to_install():
+    code = (
+        "import sys; sys.modules['opentelemetry'] = None\n"
+        "import tbc; tbc.BudgetManager().register_agent('a')\n"
+        "try: tbc.telemetry\n"
+        "except ImportError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert 'pip install "tbc[otel]"' in done.stdout
