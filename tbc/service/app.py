@@ -186,11 +186,30 @@ def create_app(service: Service) -> Starlette:
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in service.operations:
         by_path.setdefault(operation.path, {})[operation.method] = operation
-    routes = [Route(path, _Endpoint(service, methods)) for path, methods in by_path.items()]
-    routes.append(Route("/openapi.json", _Document(service)))
-    app = Starlette(routes=routes, exception_handlers={404: _not_found}, lifespan=lifespan)
+    endpoints: dict[str, Any] = {path: _Endpoint(service, methods) for path, methods in by_path.items()}
+    endpoints["/openapi.json"] = _Document(service)
+    routes = [Route(path, endpoint) for path, endpoint in endpoints.items()]
+    app = _App(routes=routes, exception_handlers={404: _not_found}, lifespan=lifespan)
     app.router.redirect_slashes = False
+    app.straight = {path: endpoint for path, endpoint in endpoints.items() if "{" not in path}
     return app
+
+
+class _App(Starlette):
+    """Starlette, but what is served at a path without values in it is found by one look into a dict.
+
+    Endpoints answer whatever goes wrong themselves, so nothing is lost with the layers that are passed by.
+    """
+
+    straight: Mapping[str, Any]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        endpoint = self.straight.get(scope["path"]) if scope["type"] == "http" else None
+        if endpoint is None or scope.get("root_path"):
+            await super().__call__(scope, receive, send)
+        else:
+            scope["path_params"] = {}
+            await endpoint(scope, receive, send)
 
 
 class _Document:

@@ -55,6 +55,7 @@ def serve(service: Service, host: str, port: int, *, grace_s: float, started: Ca
         port=port,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nobody asks from where a request came
         log_level="warning",
         lifespan="on",
         limit_concurrency=_CONNECTIONS,
