@@ -25,6 +25,7 @@ from tbc.service.door import Door
 from tbc.service.limits import Limits
 from tbc.service.metrics import CONTENT_TYPE, MetricsAnswer, wants_json
 from tbc.service.openapi import document
+from tbc.service.page import page_routes
 from tbc.service.pools import OpenPool, Pools
 from tbc.service.problems import Problem, answer_to
 from tbc.service.requests import EventsQuery
@@ -177,7 +178,7 @@ def create_app(service: Service) -> Starlette:
     for operation in service.operations:
         by_path.setdefault(operation.path, {})[operation.method] = operation
     routes = [Route(path, _Endpoint(service, methods)) for path, methods in by_path.items()]
-    routes.append(Route("/openapi.json", _Document(service)))
+    routes += [Route("/openapi.json", _Document(service)), *page_routes(service)]
     app = Starlette(routes=routes, exception_handlers={404: _not_found}, lifespan=lifespan)
     app.router.redirect_slashes = False
     return app
