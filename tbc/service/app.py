@@ -25,6 +25,7 @@ from tbc.service.door import Door
 from tbc.service.limits import Limits
 from tbc.service.metrics import CONTENT_TYPE, MetricsAnswer, wants_json
 from tbc.service.openapi import document
+from tbc.service.page import page_routes
 from tbc.service.pools import OpenPool, Pools
 from tbc.service.problems import Problem, answer_to
 from tbc.service.requests import EventsQuery
@@ -189,6 +190,7 @@ def create_app(service: Service) -> Starlette:
     endpoints: dict[str, Any] = {path: _Endpoint(service, methods) for path, methods in by_path.items()}
     endpoints["/openapi.json"] = _Document(service)
     routes = [Route(path, endpoint) for path, endpoint in endpoints.items()]
+    routes += page_routes(service)
     app = _App(routes=routes, exception_handlers={404: _not_found}, lifespan=lifespan)
     app.router.redirect_slashes = False
     app.straight = {path: endpoint for path, endpoint in endpoints.items() if "{" not in path}
