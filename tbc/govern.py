@@ -527,9 +527,10 @@ class Call:
         try:
             self._book_failed(error)
         finally:
-            if self.watch is not None and isinstance(error, GeneratorExit):
+            if self.watch is not None and isinstance(error, GeneratorExit):  # perhaps by a finalizer
                 self.watch.left()
-            self._ended(error)
+            else:
+                self._ended(error)
 
     def _book_failed(self, error: BaseException) -> None:
         chunks = self._chunk_usage

@@ -348,6 +348,26 @@ def test_streams_left_half_way_end_their_span_once_and_without_waiting(seen: See
     assert len(seen.spans) == 3
 
 
+def test_a_coroutine_that_is_dropped_ends_its_span_without_waiting(seen: Seen):
+    manager = make_manager()
+    telemetry = seen.watch(manager)
+
+    @manager.govern("writer")
+    async def call(prompt: str, model: str = "house") -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        coroutine = call("x")
+        coroutine.send(None)
+        del coroutine
+        gc.collect()
+
+    asyncio.run(main())
+    assert seen.spans == []
+    telemetry.flush()
+    assert [span.attributes["tbc.hold.state"] for span in seen.spans] == ["settled"]
+
+
 def test_a_refusal_is_an_event_and_a_count_and_no_call(seen: Seen):
     manager = make_manager()
     seen.watch(manager)
@@ -497,6 +517,37 @@ def test_who_shares_a_store_counts_its_own(seen: Seen, tmp_path):
     assert (seen.total("tbc.holds"), other.total("tbc.holds")) == (4, 4)
     assert (len(seen.spans), len(other.spans)) == (3, 4)
     assert sum(point.count for point in other.points("gen_ai.client.inference.duration")) == 4
+
+
+def test_calls_that_wait_for_a_store_keep_their_place_in_the_trace(seen: Seen, tmp_path):
+    tracer = seen.tracers.get_tracer("of the program")
+    with tbc.BudgetManager(store=f"sqlite:///{tmp_path}/books.db", counter=EstimateCounter()) as manager:
+        manager.register_agent("writer", max_tokens=10_000)
+        seen.watch(manager)
+
+        @manager.govern("writer", max_output_tokens=50)
+        async def call(number: int) -> Any:
+            with tracer.start_as_current_span(f"in {number}"):
+                await asyncio.sleep(0)
+            return REPLY
+
+        async def around(number: int) -> None:
+            with tracer.start_as_current_span(f"around {number}"):
+                await call(number)
+
+        async def main() -> None:
+            await asyncio.gather(*map(around, range(20)))
+
+        asyncio.run(main())
+        assert manager.report()["writer"]["consumed"] == 2_000
+    spans = {span.context.span_id: span for span in seen.spans}
+    assert Counter(span.name.partition(" ")[0] for span in seen.spans) == {"in": 20, "chat": 20, "around": 20}
+    for span in seen.spans:
+        if span.name.startswith("in "):
+            call_span = spans[span.parent.span_id]
+            assert call_span.name == "chat"
+            assert spans[call_span.parent.span_id].name == span.name.replace("in", "around")
+    assert seen.total("tbc.settled.tokens") == 2_000
 
 
 def test_calls_from_a_lease_have_spans(seen: Seen, tmp_path):
