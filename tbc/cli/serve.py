@@ -15,6 +15,7 @@ from tbc.policy import load_policy
 from tbc.service import Limits, Pools, Service
 from tbc.service.bearers import Bearers, TokenFile
 from tbc.service.door import is_loopback
+from tbc.service.executors import resolve
 from tbc.service.server import serve as run
 
 __all__ = ["serve"]
@@ -33,6 +34,7 @@ def serve(
     mode: Literal["enforce", "audit"] = "enforce",
     unknown_price: str = "refuse",
     policy: str | None = None,
+    executor: str | None = None,
     lease: float | None = None,
     lease_seconds: float = 30.0,
     rate: float | None = 1_000.0,
@@ -68,6 +70,9 @@ def serve(
         million tokens, or the name of a model.
     policy
         A file with the tier policy, as docs/policy.md describes it. Default: the one that comes with tbc.
+    executor
+        The Python callable that carries the steps of runs out, as package.module:function. Default: they are
+        simulated.
     lease
         Spend from leases, each of this share of what an agent has free, at the speed of memory.
     lease_seconds
@@ -98,6 +103,7 @@ def serve(
         bearers=bearers,
         here_only=is_loopback(host),
         policy=None if policy is None else load_policy(policy),
+        executor=None if executor is None else resolve(executor),
     )
     what = f"pool {pool!r}" if bearers is None else "the pools of its tokens"
     kept = "in memory" if store is None else "in a store"

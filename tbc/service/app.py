@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tbc.clock import Clock, system_clock
-from tbc.service import agents, spending, tiers
+from tbc.service import agent_runs, agents, spending, tiers
 from tbc.service.answers import HealthAnswer
 from tbc.service.bearers import Bearers
 from tbc.service.bodies import parse, read_body, read_query, read_value, structure, too_large
@@ -29,11 +29,12 @@ from tbc.service.pools import OpenPool, Pools
 from tbc.service.problems import Problem, answer_to
 from tbc.service.requests import EventsQuery
 from tbc.service.stream import Listeners, follow
-from tbc.service.tiers import Judged, Tiers
+from tbc.service.tiers import FlatQuestion, Judged, Tiers
 from tbc.service.values import Amount, Key
 
 if TYPE_CHECKING:
     from tbc.policy import Policy
+    from tbc.service.executors import Executor
 
 __all__ = ["Service", "create_app"]
 
@@ -66,6 +67,8 @@ class Service:
         Whether it is reached from this machine alone.
     policy : Policy, optional
         Which class of model a step is given. Default: `tbc.policy.DEFAULT`.
+    executor : Executor, optional
+        What carries the steps of runs out. Default: they are simulated.
     clock : callable
         Seconds, never going back.
     """
@@ -79,6 +82,7 @@ class Service:
         bearers: Bearers | None = None,
         here_only: bool = False,
         policy: Policy | None = None,
+        executor: Executor | None = None,
         clock: Clock = system_clock,
     ) -> None:
         self.pools = pools
@@ -86,12 +90,14 @@ class Service:
         self.clock = clock
         self._door = Door(pool, bearers, here_only=here_only, rate=self.limits.rate, clock=clock)
         self._policy = policy
+        self.executor = executor
         self.draining = False
         self._listeners: dict[str, Listeners] = {}
         self.operations: tuple[Operation, ...] = (
             *spending.OPERATIONS,
             *agents.OPERATIONS,
             *tiers.OPERATIONS,
+            *agent_runs.OPERATIONS,
             EVENTS,
             METRICS,
             Operation(
@@ -121,6 +127,10 @@ class Service:
         from tbc.policy import DEFAULT
 
         return Tiers(DEFAULT)
+
+    async def judge(self, asked: FlatQuestion) -> Judged:
+        """Ask the policy about a step of a run."""
+        return self.tier_policy.judge(asked)
 
     def count_choice(self, pool: OpenPool, judged: Judged) -> None:
         """Count what the policy has chosen."""

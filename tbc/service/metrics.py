@@ -43,6 +43,7 @@ _COUNTERS: Final = {
     "tbc_moved": ("Tokens, dollars or calls in transfers.", ("axis", "kind")),
     "tbc_unmet": ("Tokens, dollars or calls that refused holds lacked.", ("axis", "priority")),
     "tbc_rebalance_bottlenecks": ("Rebalances by their bottleneck level.", ("axis", "level")),
+    "tbc_runs": ("Runs by how they ended.", ("status",)),
     "tbc_policy_choices": ("Choices of the tier policy; a hard stop has no tier.", ("step", "tier")),
     "tbc_policy_downgrades": ("Steps given another tier than without limits.", ("cause",)),
     "tbc_policy_hard_stops": ("Steps that must not be done.", ("cause",)),
@@ -57,8 +58,9 @@ _HISTOGRAMS: Final = {
 
 
 class MetricsAnswer(TypedDict):
-    """What the tier policy has chosen and saved; dollars as numbers."""
+    """Runs, and what the tier policy has chosen and saved; dollars as numbers."""
 
+    AgentRunsTotal: int
     AgentStepsTotal: dict[str, dict[str, int]]
     AgentDowngradesTotal: dict[str, int]
     AgentHardStopsTotal: int
@@ -187,8 +189,11 @@ class Metrics:
     def refused(self, operation: str, status: int, code: str, error: BaseException, priority: int) -> None:
         """Count a request that was not served; `priority`: of the agent that a refused hold was for."""
         self._counts.add("tbc_requests", operation, str(status))
-        if operation not in ("openHold", "extendHold"):
-            return
+        if operation in ("openHold", "extendHold"):
+            self.unmet(code, error, priority)
+
+    def unmet(self, code: str, error: BaseException, priority: int) -> None:
+        """Count a hold that was refused, and what it lacked."""
         decision = getattr(error, "decision", None)
         if not isinstance(decision, Decision):
             self._counts.add("tbc_decisions", code)
@@ -212,14 +217,19 @@ class Metrics:
         if judged.prevents_violation:
             counts.add("tbc_policy_sla_violations_prevented")
 
+    def ran(self, status: str) -> None:
+        """Count a run that has ended."""
+        self._counts.add("tbc_runs", status)
+
     def counters(self) -> MetricsAnswer:
-        """Return what the policy has chosen and saved as plain counters."""
+        """Return runs, and what the policy has chosen and saved, as plain counters."""
         of = self._counts.of
         steps: dict[str, dict[str, int]] = {}
         for (step, tier), count in of("tbc_policy_choices"):
             if tier:
                 steps.setdefault(step, {})[tier] = int(count)
         return {
+            "AgentRunsTotal": sum(int(count) for _, count in of("tbc_runs")),
             "AgentStepsTotal": steps,
             "AgentDowngradesTotal": {cause: int(count) for (cause,), count in of("tbc_policy_downgrades")},
             "AgentHardStopsTotal": sum(int(count) for _, count in of("tbc_policy_hard_stops")),
