@@ -219,7 +219,7 @@ OPERATIONS: Final = (
         answer=RunAnswer,
         body=RunRequest,
         keyed=True,
-        refusals=(402, 403, 404, 409, 429),
+        refusals=(403, 404, 409, 429),
     ),
     Operation(
         name="listRuns",
