@@ -212,14 +212,15 @@ def create_app(service: Service) -> Starlette:
 class _App(Starlette):
     """Starlette, but what is served at a path without values in it is found by one look into a dict.
 
-    Endpoints answer whatever goes wrong themselves, so nothing is lost with the layers that are passed by.
+    Endpoints answer whatever goes wrong themselves, so nothing is lost with the layers that are passed by. A
+    middleware that somebody has added is not passed by.
     """
 
     straight: Mapping[str, Any]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         endpoint = self.straight.get(scope["path"]) if scope["type"] == "http" else None
-        if endpoint is None or scope.get("root_path"):
+        if endpoint is None or self.user_middleware or scope.get("root_path"):
             await super().__call__(scope, receive, send)
         else:
             scope["path_params"] = {}

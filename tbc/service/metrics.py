@@ -23,6 +23,7 @@ from prometheus_client.core import (
 
 from tbc.axes import CALLS, NANO, TOKENS, USD
 from tbc.decision import Decision
+from tbc.labels import OTHER, FirstLabels
 
 if TYPE_CHECKING:
     from tbc.pool import Statement
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["CONTENT_TYPE", "OTHER", "Metrics", "MetricsAnswer", "wants_json"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-#: What stands for all labels beyond the first ones.
-OTHER: Final = "(other)"
 _AGENTS: Final = 20
 _LABELS: Final = 20
 _NUMBERS: Final = ("allocated", "consumed", "held", "remaining")
@@ -68,21 +67,6 @@ class MetricsAnswer(TypedDict):
     AgentCostTotal: float
     AgentCostSaved: float
     SLAViolationsPrevented: int
-
-
-class _Bounded:
-    """The first labels that are seen, and "(other)" for the rest."""
-
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-
-    def __call__(self, value: object) -> str:
-        label = str(value)
-        if label not in self._seen:
-            if len(self._seen) >= _LABELS:
-                return OTHER
-            self._seen.add(label)
-        return label
 
 
 class _Budgets:
@@ -173,7 +157,7 @@ class Metrics:
         self._budgets, self._counts = _Budgets(), _Counts()
         self._registry.register(self._budgets)
         self._registry.register(self._counts)
-        self._priority, self._level, self._step = _Bounded(), _Bounded(), _Bounded()
+        self._priority, self._level, self._step = (FirstLabels(_LABELS) for _ in range(3))
 
     def text(self, statement: Statement) -> bytes:
         """Return everything in the text form of Prometheus, the budgets as of a statement."""
@@ -216,9 +200,8 @@ class Metrics:
             return
         self._counts.add("tbc_decisions", str(decision.status))
         for each in (decision, *decision.others):
-            short = each.requested - (each.available or 0)
-            if each.status.refuses and each.available is not None and short > 0:
-                self._add_amount("tbc_unmet", each.axis, self._priority(priority), short)
+            if each.unmet:
+                self._add_amount("tbc_unmet", each.axis, self._priority(priority), each.unmet)
 
     def chosen(self, judged: Judged) -> None:
         """Count a choice of the tier policy."""
