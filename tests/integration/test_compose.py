@@ -191,8 +191,10 @@ def test_only_the_executor_is_reached_from_outside_and_only_from_this_machine():
     assert "ports" not in services["policy"]
     assert services["executor"]["ports"] == ["127.0.0.1:8787:8787"]
     assert services["executor"]["depends_on"] == {"policy": {"condition": "service_healthy"}}
+    assert services["policy"]["volumes"] == ["data:/data:ro"]  # it keeps no books
+    assert services["executor"]["volumes"] == ["data:/data"]
+    assert "data" in COMPOSE["volumes"]
     for service in services.values():
-        assert service["volumes"] == ["data:/data"] and "data" in COMPOSE["volumes"]
         command = service["command"]
         assert command[command.index("--tokens") + 1] == "/data/tokens.json"
         assert all(isinstance(word, str) for word in command)
