@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -187,9 +188,53 @@ def test_typescript_does_the_same(address, agent, tmp_path):
     assert account(address, agent) == (500 + 100 + 500, 0)
 
 
-@pytest.mark.skipif(shutil.which("gofmt") is None, reason="there is no Go here")
-def test_go_can_be_read(tmp_path):
-    file = tmp_path / "budget.go"
-    file.write_text(block("go"), encoding="utf-8")
-    done = subprocess.run(["gofmt", "-l", "-e", file], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+MAIN = """package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"x/budget"
+)
+
+func main() {
+	b := &budget.Budget{Base: os.Args[1], HTTP: &http.Client{Timeout: 10 * time.Second}}
+	call := func(input int64, model func(cap int64) (budget.Usage, error)) error {
+		return b.Call(context.Background(), os.Args[2], "gpt-4.1-mini", input, 400, model)
+	}
+	used := func(cap int64) (budget.Usage, error) { return budget.Usage{Input: 300, Output: cap / 2}, nil }
+	fmt.Println(call(300, used))
+	var refused *budget.Refused
+	fmt.Println(errors.As(call(30000, used), &refused), refused.Code)
+	fmt.Println(call(100, func(int64) (budget.Usage, error) {
+		_, err := net.Dial("tcp", "127.0.0.1:1")
+		return budget.Usage{}, fmt.Errorf("model: %w", err)
+	}) != nil)
+	fmt.Println(call(100, func(int64) (budget.Usage, error) { return budget.Usage{}, errors.New("broke") }))
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("go") is None, reason="there is no go here")
+def test_go_does_the_same(address, agent, tmp_path):
+    (tmp_path / "budget").mkdir()
+    (tmp_path / "budget" / "budget.go").write_text(block("go"), encoding="utf-8")
+    (tmp_path / "main.go").write_text(MAIN, encoding="utf-8")
+    (tmp_path / "go.mod").write_text("module x\n\ngo 1.21\n", encoding="utf-8")
+    settings = {"GOTOOLCHAIN": "local", "GOFLAGS": "-mod=mod", "GOCACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        ["go", "run", ".", address, agent],
+        cwd=tmp_path,
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["<nil>", "true budget_exhausted", "true", "broke"]
+    assert account(address, agent) == (500 + 0 + 100, 0)
