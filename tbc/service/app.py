@@ -29,12 +29,14 @@ from tbc.service.page import page_routes
 from tbc.service.pools import OpenPool, Pools
 from tbc.service.problems import Problem, answer_to
 from tbc.service.requests import EventsQuery
+from tbc.service.roles import Role, serves
 from tbc.service.stream import Listeners, follow
 from tbc.service.tiers import FlatQuestion, Judged, Tiers
 from tbc.service.values import Amount, Key
 
 if TYPE_CHECKING:
     from tbc.policy import Policy
+    from tbc.service.asking import PolicyProcess
     from tbc.service.executors import Executor
 
 __all__ = ["Service", "create_app"]
@@ -70,6 +72,10 @@ class Service:
         Which class of model a step is given. Default: `tbc.policy.DEFAULT`.
     executor : Executor, optional
         What carries the steps of runs out. Default: they are simulated.
+    role : {"both", "policy", "executor"}
+        What of it all is served.
+    policy_process : PolicyProcess, optional
+        Who chooses for the steps of runs. Default: this process.
     clock : callable
         Seconds, never going back.
     """
@@ -84,6 +90,8 @@ class Service:
         here_only: bool = False,
         policy: Policy | None = None,
         executor: Executor | None = None,
+        role: Role = "both",
+        policy_process: PolicyProcess | None = None,
         clock: Clock = system_clock,
     ) -> None:
         self.pools = pools
@@ -92,9 +100,10 @@ class Service:
         self._door = Door(pool, bearers, here_only=here_only, rate=self.limits.rate, clock=clock)
         self._policy = policy
         self.executor = executor
+        self.policy_process = policy_process
         self.draining = False
         self._listeners: dict[str, Listeners] = {}
-        self.operations: tuple[Operation, ...] = (
+        every: tuple[Operation, ...] = (
             *spending.OPERATIONS,
             *agents.OPERATIONS,
             *tiers.OPERATIONS,
@@ -111,6 +120,7 @@ class Service:
                 answer=HealthAnswer,
             ),
         )
+        self.operations = tuple(operation for operation in every if serves(role, operation))
         self.document = document(self.operations, tokens=self._door.asks_for_tokens)
 
     async def admit(self, operation: Operation, headers: Mapping[bytes, bytes]) -> OpenPool | None:
@@ -130,7 +140,9 @@ class Service:
         return Tiers(DEFAULT)
 
     async def judge(self, asked: FlatQuestion) -> Judged:
-        """Ask the policy about a step of a run."""
+        """Ask the policy about a step of a run, here or where it is."""
+        if self.policy_process is not None:
+            return await self.policy_process.judge(self.tier_policy, asked)
         return self.tier_policy.judge(asked)
 
     def count_choice(self, pool: OpenPool, judged: Judged) -> None:
@@ -182,6 +194,8 @@ def create_app(service: Service) -> Starlette:
             yield
         finally:
             service.drain()
+            if service.policy_process is not None:
+                await service.policy_process.aclose()
             await asyncio.to_thread(service.pools.close)
 
     by_path: dict[str, dict[str, Operation]] = {}
