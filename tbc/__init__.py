@@ -69,6 +69,7 @@ from tbc.tree import Account
 
 if TYPE_CHECKING:
     from tbc import events, policy, tokens
+    from tbc import telemetry as telemetry  # not in __all__: it needs an extra
     from tbc.away import Allowance
     from tbc.clearing import Clearing, clear
     from tbc.run_errors import (
@@ -191,6 +192,7 @@ _LATER = {
     "execute": "tbc.runs.tasks",
     "forget_task": "tbc.runs.tasks",
     "policy": "tbc.policy",
+    "telemetry": "tbc.telemetry",
     "print_summary": "tbc.runs.tasks",
     "render_summary": "tbc.runs.tasks",
     "tokens": "tbc.tokens",

@@ -16,6 +16,7 @@ _EXTRAS = {
     **dict.fromkeys(("apsw", "cattrs", "genai_prices", "yaml"), "runs"),
     **dict.fromkeys(("prometheus_client", "starlette"), "cli,serve"),
     "uvicorn": "mcp,serve",
+    "opentelemetry": "cli,serve,otel",
 }
 
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from genai_prices.types import MatchLogic, ModelInfo, ModelPrice, Provider, TieredPrices
     from genai_prices.types import Tier as DataTier
 
-__all__ = ["find", "installed", "known_names", "without_date"]
+__all__ = ["find", "installed", "known_names", "provider_of", "without_date"]
 
 #: Our classes, and the data's prices per million tokens that they are charged by: the dearest of these.
 _KEYS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -111,15 +111,27 @@ def find(model: str, on: date | None = None) -> Price | None:
     on : date, optional
         The day. Default: after all start dates that the data states.
     """
+    return _agreed([_price(provider, info, on) for provider, info in _entries(model)])
+
+
+@lru_cache(maxsize=4096)
+def provider_of(model: str) -> str | None:
+    """Return whose a model is, by the id that the data gives them; ``None`` if it is not known."""
+    ids = {provider.id for provider, _ in _entries(model)}
+    return ids.pop() if len(ids) == 1 else None
+
+
+def _entries(model: str) -> list[tuple[Provider, ModelInfo]]:
+    """Return what the data has under the name of a model."""
     if not installed():
-        return None
+        return []
     names = [name.lower() for name in (model, without_date(model)) if name]
     for candidates in (_of_its_provider, _of_its_maker, _of_anybody):
         for name in names:
             found = candidates(name)
             if found:
-                return _agreed([_price(provider, info, on) for provider, info in found])
-    return None
+                return found
+    return []
 
 
 def _agreed(prices: list[Price | None]) -> Price | None:

@@ -16,13 +16,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-__all__ = ["EPOCH", "Clock", "ManualClock", "StoreClock", "system_clock"]
+__all__ = ["EPOCH", "Clock", "ManualClock", "StoreClock", "system_clock", "wall_ns"]
 
 #: Seconds as a float, never going back.
 Clock = Callable[[], float]
 
 #: The default clock. A jump of the wall clock neither expires a hold early nor keeps it for longer.
 system_clock: Clock = time.monotonic
+
+#: Unix time now, in nanoseconds, for those who show times beside those of others. It may go back.
+wall_ns: Callable[[], int] = time.time_ns
 
 #: Unix time at which `system_clock` showed 0; the wall clock is read once, at import.
 EPOCH = time.time() - time.monotonic()

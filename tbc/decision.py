@@ -177,6 +177,13 @@ class Decision:
         return 0 if self.remaining is None else max(0, self.requested - self.remaining)
 
     @property
+    def unmet(self) -> int:
+        """What a refused request lacks: what was asked beyond what is available. 0 behind a closed gate."""
+        if not self.status.refuses or self.available is None:
+            return 0
+        return max(0, self.requested - self.available)
+
+    @property
     def remedy(self) -> str:
         """What would make it pass, in one sentence; empty if it passes."""
         available = self.available or 0

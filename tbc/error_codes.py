@@ -163,6 +163,13 @@ ERROR_CODES: Final[dict[type[BaseException], ErrorCode]] = {
     run_errors.RunBusyError: ErrorCode(
         "run_busy", 409, True, "Wait until the other process has ended.", ("run", "reason")
     ),
+    run_errors.RunForgottenError: ErrorCode(
+        "run_forgotten",
+        409,
+        False,
+        "Look at the books for what it has spent, and begin anew under a new key.",
+        ("run", "reason"),
+    ),
     run_errors.WorkflowChangedError: ErrorCode(
         "workflow_changed", 409, False, "Put the file back, or accept the changes.", ("run", "steps")
     ),
@@ -181,6 +188,9 @@ ERROR_CODES: Final[dict[type[BaseException], ErrorCode]] = {
     ),
     run_errors.WorkflowFileError: ErrorCode(
         "invalid_workflow", 422, False, "Correct the workflow file.", ("file", "problems")
+    ),
+    run_errors.InvalidGraphError: ErrorCode(
+        "invalid_graph", 422, False, "Correct the graph of steps.", ("problems",)
     ),
     run_errors.UnresolvedReferenceError: ErrorCode(
         "unresolved_reference", 422, False, "Name what there is.", ("reference", "reason", "known")
@@ -211,10 +221,20 @@ ERROR_CODES: Final[dict[type[BaseException], ErrorCode]] = {
         True,
         "Try again when the network is there; an estimate counts until then.",
     ),
+    run_errors.PolicyAwayError: ErrorCode(
+        "policy_away",
+        503,
+        True,
+        "Nothing was done: send the same request again when the policy process answers.",
+        ("where", "reason"),
+    ),
     errors.NotSent: ErrorCode("not_sent", 502, True, "Nothing was sent and nothing booked: send it again."),
     # -- the program that uses tbc is wrong
     errors.NoCurrentHoldError: ErrorCode("no_current_hold", 500, False, "Ask inside of a governed call."),
     errors.ManagedLedgerError: ErrorCode("managed_ledger", 500, False, "Use the methods of the manager."),
+    run_errors.PolicyDiffersError: ErrorCode(
+        "policy_differs", 500, False, "Start both processes with the same policy.", ("theirs", "ours")
+    ),
     run_errors.ResultNotKeptError: ErrorCode(
         "result_not_kept", 500, False, "Let the step return what JSON can hold.", ("step", "reason")
     ),

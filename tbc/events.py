@@ -21,9 +21,18 @@ __all__ = ["Booked", "CounterChanged", "Event", "GateMoved", "Refused", "Subscri
 
 @attrs.frozen
 class Booked:
-    """A line was written to the journal: a hold, a settle, a transfer and so on."""
+    """A line was written to the journal: a hold, a settle, a transfer and so on.
+
+    Attributes
+    ----------
+    entry : Entry
+        The line.
+    elsewhere : bool
+        Whether another manager wrote it, with whom this one shares the books of a store.
+    """
 
     entry: Entry
+    elsewhere: bool = False
 
 
 @attrs.frozen

@@ -26,11 +26,19 @@ from collections.abc import (
     Collection,
     Mapping,
 )
+from contextlib import AbstractContextManager
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from tbc.contract import check_amount, check_seconds
-from tbc.errors import HoldEndedError, InvalidContractError, OverrunError, StoreError
+from tbc.errors import (
+    BudgetExceededError,
+    HoldEndedError,
+    InvalidContractError,
+    OverrunError,
+    StoreError,
+    UnknownPriceError,
+)
 from tbc.holds import AsCurrent
 from tbc.streams import AsyncStream, Stream, follow, follow_async
 
@@ -39,7 +47,7 @@ if TYPE_CHECKING:
     from tbc.stream_usage import StreamUsage
     from tbc.usage import Usage
 
-__all__ = ["Call", "Governed", "Governor", "OutputHistory"]
+__all__ = ["Call", "CallWatcher", "Governed", "Governor", "OutputHistory", "Watch"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,6 +60,32 @@ class Governed(Protocol):
 
     def __call__(self, function: Callable[P, R], /) -> Callable[P, R]:
         """Return `function`, governed."""
+
+
+class Watch(Protocol):
+    """What is told of one governed call while it runs. Nothing of it may raise."""
+
+    def running(self) -> AbstractContextManager[object]:
+        """Return what to enter around the code of the call, and for every step of its stream anew."""
+
+    def streams(self) -> None:
+        """Note that a chunk has come."""
+
+    def ended(self, error: BaseException | None) -> None:
+        """Note that the call has ended; said more than once, the first counts."""
+
+    def left(self) -> None:
+        """Note that its stream was left half-way. Never waits: finalizers come here too."""
+
+
+class CallWatcher(Protocol):
+    """Who watches the governed calls of a manager: its `call_watcher`. Nothing of it may raise."""
+
+    def began(self, call: Call) -> Watch | None:
+        """Note that a call has its hold and is made now."""
+
+    def refused(self, call: Call, error: BudgetExceededError | UnknownPriceError) -> None:
+        """Note that a call was refused: it is not made."""
 
 
 class OutputHistory:
@@ -270,14 +304,19 @@ class Call:
         "_manager",
         "_output_is_stated",
         "_sent",
+        "agent_name",
         "args",
         "cap",
         "cap_from_history",
+        "hands_over_cap",
         "hold",
         "input_tokens",
         "kwargs",
         "model",
+        "operation",
         "streamed_tokens",
+        "usage",
+        "watch",
     )
 
     def __init__(
@@ -294,7 +333,10 @@ class Call:
         self._governor = governor
         self._function = function
         manager = self._manager = governor.manager
-        self.model = model
+        self.agent_name, self.operation, self.model = governor.agent_name, name, model
+        self.hands_over_cap = governor.cap_kwarg is not None
+        self.usage: Usage | None = None  # as it was stated or read at the end
+        self.watch: Watch | None = None
         self.args, self.kwargs = args, kwargs
         self.streamed_tokens = 0
         self._chunk_usage: StreamUsage | None = None
@@ -305,15 +347,20 @@ class Call:
         self.cap = self._default_cap() if asked is None else asked
         self.input_tokens = self._count_input(cap.position, bound_to) if args or kwargs else 0
         least = self.input_tokens + min(governor.min_output_tokens, self.cap)
-        self.hold = manager.hold_call(
-            governor.agent_name,
-            self.input_tokens,
-            self.cap,
-            at_least=least,
-            model=model,
-            expires_s=governor.expires_s,
-            operation=name,
-        )
+        try:
+            self.hold = manager.hold_call(
+                governor.agent_name,
+                self.input_tokens,
+                self.cap,
+                at_least=least,
+                model=model,
+                expires_s=governor.expires_s,
+                operation=name,
+            )
+        except (BudgetExceededError, UnknownPriceError) as error:
+            if manager.call_watcher is not None:
+                manager.call_watcher.refused(self, error)
+            raise
         self.cap = self.hold.tokens - self.input_tokens
         self._keep_until = self.hold.expires_at - governor.expires_s / 2
         if governor.cap_kwarg is not None:
@@ -352,17 +399,28 @@ class Call:
 
     def start(self) -> Any:
         """Call the function; an exception ends the hold."""
-        with AsCurrent(self.hold):
+        watcher = self._manager.call_watcher
+        if watcher is not None:
+            self.watch = watcher.began(self)
+        with self.running():
             try:
                 return self._function(*self.args, **self.kwargs)
             except BaseException as error:
                 self.fail(error)
                 raise
 
+    def running(self) -> AbstractContextManager[object]:
+        """Return what to enter around code of the call: its hold is the current one there."""
+        return AsCurrent(self.hold) if self.watch is None else self.watch.running()
+
+    def _ended(self, error: BaseException | None = None) -> None:
+        if self.watch is not None:
+            self.watch.ended(error)
+
     async def await_result(self, awaitable: Awaitable[Any]) -> Any:
         """Await the result and end the hold."""
         manager = self._manager
-        with AsCurrent(self.hold):
+        with self.running():
             try:
                 result = await awaitable
             except BaseException as error:
@@ -410,6 +468,8 @@ class Call:
 
         if self._chunk_usage is None:
             self._chunk_usage = StreamUsage()
+            if self.watch is not None:
+                self.watch.streams()
         stated = self._chunk_usage.add(chunk)
         text = text_of(chunk)
         if text:
@@ -441,11 +501,17 @@ class Call:
             if not isinstance(error, StoreError):  # else it has ended, or is settled later
                 self._settle_whole()
             raise
+        finally:
+            self._ended()
 
     def abandon(self) -> None:
         """Book a stream that was left half-way. Never waits or imports: finalizers come here too."""
-        if self.hold.state not in ("open", "expired"):
-            return
+        if self.hold.state in ("open", "expired"):
+            self._book_so_far()
+        if self.watch is not None:
+            self.watch.left()
+
+    def _book_so_far(self) -> None:
         usage, chunks = None, self._chunk_usage
         if self.hold.recorded:
             tokens: int | None = self.hold.recorded
@@ -458,6 +524,14 @@ class Call:
 
     def fail(self, error: BaseException) -> None:
         """End the hold of a call that raised."""
+        try:
+            self._book_failed(error)
+        finally:
+            if self.watch is not None and isinstance(error, GeneratorExit):
+                self.watch.left()
+            self._ended(error)
+
+    def _book_failed(self, error: BaseException) -> None:
         chunks = self._chunk_usage
         if chunks is not None and not self.hold.recorded and self.hold.state in ("open", "expired"):
             usage = chunks.so_far(self.input_tokens, self.streamed_tokens)
@@ -474,6 +548,8 @@ class Call:
             if not isinstance(error, StoreError):  # else it has ended, or is settled later
                 self._settle_whole()
             raise
+        finally:
+            self._ended()
 
     def _settle_whole(self) -> None:
         """Book the whole hold, if something unforeseen has kept it from being settled."""
@@ -540,6 +616,7 @@ class Call:
     ) -> None:
         """Book the usage, or what was recorded, or the count as an estimate; then remember, then raise."""
         hold, governor = self.hold, self._governor
+        self.usage = usage
         if hold.state in ("open", "expired"):
             if used is not None:
                 self._end(used, usage=usage)

@@ -360,9 +360,11 @@ class Keeper:
             known = self._holds.get(row.hold_id)
             if known is not None or row.state == "open":
                 self._know(replica.put_hold(self._manager, known and known[0], row), row)
+        last = ledger.seq
         for seq, at, kind, *rest in news.lines:
             ledger.journal.lines.append((ledger.unwall(at), Kind(kind), *rest))
             ledger.seq = seq
+        self._manager.note_elsewhere(range(last + 1, ledger.seq + 1))
         self.mark = news.mark
 
     def _begin_journal(self) -> None:

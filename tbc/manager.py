@@ -23,6 +23,7 @@ from tbc.pool import nano_dollars
 
 if TYPE_CHECKING:
     from tbc.away import Allowance
+    from tbc.govern import CallWatcher
     from tbc.leases import Lease
     from tbc.money import Money
     from tbc.pricing import PriceTable, UnknownPrice
@@ -91,6 +92,8 @@ class BudgetManager(LeasingDesk):
         The books.
     reallocator : Reallocator
         Finds donors, moves allocation.
+    call_watcher : CallWatcher or None
+        Who is told of governed calls (`tbc.telemetry.instrument` sets it).
 
     Examples
     --------
@@ -102,6 +105,8 @@ class BudgetManager(LeasingDesk):
     >>> manager.report()["reader"]
     {'allocated': 800, 'consumed': 0, 'remaining': 800}
     """
+
+    call_watcher: CallWatcher | None = None
 
     def __new__(
         cls,

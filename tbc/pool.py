@@ -95,6 +95,7 @@ class Pool:
         self._subscribers: Subscribers | None = None  # none until somebody subscribes
         self._told = 0  # the last journal entry that subscribers know
         self._notices: deque[Event] = deque()  # what is no journal entry, waiting to be told
+        self._elsewhere: list[range] = []  # lines that others wrote, of those that are not told yet
         self.ledger = Ledger(clock=self._clock, keep=check_amount("keep", keep, least=1))
         self.ledger.managed = True
         self.ledger.tend = self._tend
@@ -442,6 +443,11 @@ class Pool:
 
             self._notices.append(getattr(events, kind)(*values))
 
+    def note_elsewhere(self, lines: range) -> None:
+        """Note that others wrote these lines of the journal, for the next `_tell`; under the lock."""
+        if self._subscribers is not None and lines:
+            self._elsewhere.append(lines)
+
     def _tell(self) -> None:
         subscribers = self._subscribers
         if subscribers is None:
@@ -452,8 +458,11 @@ class Pool:
             since, upto = self._told, self.ledger.seq
             self._told = upto
             notices = [self._notices.popleft() for _ in range(len(self._notices))]
+            others, self._elsewhere = self._elsewhere, []
         events: list[Event] = [
-            Booked(entry) for entry in self.ledger.entries(since) if since < entry.seq <= upto
+            Booked(entry, any(entry.seq in lines for lines in others))
+            for entry in self.ledger.entries(since)
+            if since < entry.seq <= upto
         ]
         for event in (*events, *notices, *self.new_thresholds()):
             subscribers.tell(event)

@@ -6,8 +6,12 @@
      ├── WorkflowFileError        (ValueError)    a workflow file with problems, all of them
      ├── UnresolvedReferenceError (LookupError)   a `{{ reference }}` that leads to nothing
      ├── ResultNotKeptError       (TypeError)     a step of a workflow returned what cannot be kept
+     ├── InvalidGraphError        (ValueError)    a graph of steps with problems, all of them
+     ├── PolicyAwayError                          the process with the tier policy did not answer
+     ├── PolicyDiffersError       (RuntimeError)  it has another policy than the one that runs the steps
      ├── RunError                                 a run that cannot go on, or not like this
      │    ├── UnknownRunError     (LookupError)   there is no such run
+     │    ├── RunForgottenError                   it was begun under this key, and its record is not kept
      │    ├── RunBusyError                        another process is at work on it
      │    └── WorkflowChangedError (ValueError)   its file is not as it was
      ├── UnknownTaskError         (ValueError)    no step of that task was ever asked for
@@ -30,9 +34,13 @@ if TYPE_CHECKING:
     from tbc.decision import Decision
 
 __all__ = [
+    "InvalidGraphError",
+    "PolicyAwayError",
+    "PolicyDiffersError",
     "ResultNotKeptError",
     "RunBusyError",
     "RunError",
+    "RunForgottenError",
     "StepBlockedError",
     "StepResultError",
     "StepUnpricedError",
@@ -111,6 +119,64 @@ class ResultNotKeptError(TBCError, TypeError):
         return f"Step {self.step!r}: {self.reason}"
 
 
+class InvalidGraphError(TBCError, ValueError):
+    """A graph of steps with problems.
+
+    Parameters
+    ----------
+    problems : sequence of (str, str)
+        All of them: the path of the key, and what is wrong there.
+    """
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        super().__init__(tuple(problems))
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        return "; ".join(": ".join(problem) for problem in self.problems)
+
+
+class PolicyAwayError(TBCError):
+    """The process with the tier policy did not answer. Nothing was chosen, and nothing called.
+
+    Parameters
+    ----------
+    where : str
+        Its address.
+    reason : str
+        What came instead of an answer.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where = where
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"The tier policy at {self.where} did not answer: {self.reason}. Nothing was done."
+
+
+class PolicyDiffersError(TBCError, RuntimeError):
+    """The process with the tier policy has another one than the process that runs the steps.
+
+    Parameters
+    ----------
+    theirs, ours : str
+        The versions: the names, and hashes of tiers, prices and rules.
+    """
+
+    def __init__(self, theirs: str, ours: str) -> None:
+        super().__init__(theirs, ours)
+        self.theirs = theirs
+        self.ours = ours
+
+    def __str__(self) -> str:
+        return (
+            f"The policy process has the policy {self.theirs}, this one {self.ours}: start both with the "
+            "same --policy."
+        )
+
+
 class RunError(TBCError):
     """A run that cannot go on, or not like this.
 
@@ -133,6 +199,10 @@ class RunError(TBCError):
 
 class UnknownRunError(RunError, LookupError):
     """There is no such run."""
+
+
+class RunForgottenError(RunError):
+    """A run was begun under this key, and its record is not kept any more: it is not begun again."""
 
 
 class RunBusyError(RunError):

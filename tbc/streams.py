@@ -10,10 +10,9 @@ import contextlib
 import functools
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Protocol
-
-from tbc.holds import AsCurrent, Hold
 
 __all__ = ["AsyncStream", "Followed", "Stream", "follow", "follow_async"]
 
@@ -21,7 +20,8 @@ __all__ = ["AsyncStream", "Followed", "Stream", "follow", "follow_async"]
 class Followed(Protocol):
     """What a stream tells the governed call that it belongs to."""
 
-    hold: Hold
+    def running(self) -> AbstractContextManager[object]:
+        """Return what to enter around every step."""
 
     def add_chunk(self, chunk: Any) -> None:
         """Count a chunk."""
@@ -46,7 +46,7 @@ def follow(
         step: Callable[[], Any] = chunks.__next__
         try:
             while True:
-                with AsCurrent(call.hold):
+                with call.running():
                     chunk = step()
                 call.add_chunk(chunk)
                 try:
@@ -81,7 +81,7 @@ def follow_async(
         step: Callable[[], Awaitable[Any]] = chunks.__anext__
         try:
             while True:
-                with AsCurrent(call.hold):
+                with call.running():
                     chunk = await step()
                 call.add_chunk(chunk)
                 try:

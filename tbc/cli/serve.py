@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -14,6 +15,7 @@ from tbc.policy import load_policy
 from tbc.service import Limits, Pools, Service
 from tbc.service.bearers import Bearers, TokenFile
 from tbc.service.door import is_loopback
+from tbc.service.executors import resolve
 from tbc.service.server import serve as run
 
 __all__ = ["serve"]
@@ -32,11 +34,13 @@ def serve(
     mode: Literal["enforce", "audit"] = "enforce",
     unknown_price: str = "refuse",
     policy: str | None = None,
+    executor: str | None = None,
     lease: float | None = None,
     lease_seconds: float = 30.0,
     rate: float | None = 1_000.0,
     open_holds: int = 10_000,
     grace_s: float = 10.0,
+    otel: Annotated[bool, Parameter(env_var="TBC_OTEL")] = False,
 ) -> int:
     """Serve the ledger over HTTP until SIGTERM; docs/service.md shows what is served.
 
@@ -66,6 +70,9 @@ def serve(
         million tokens, or the name of a model.
     policy
         A file with the tier policy, as docs/policy.md describes it. Default: the one that comes with tbc.
+    executor
+        The Python callable that carries the steps of runs out, as package.module:function. Default: they are
+        simulated.
     lease
         Spend from leases, each of this share of what an agent has free, at the speed of memory.
     lease_seconds
@@ -76,6 +83,8 @@ def serve(
         How many holds of a pool may be open.
     grace_s
         Seconds that calls in flight have to finish at the end.
+    otel
+        Tell OpenTelemetry of budgets; docs/telemetry.md says how to run it.
     """
     terms = {
         "max_tokens": max_tokens,
@@ -85,7 +94,7 @@ def serve(
         "unknown_price": _price(unknown_price),
     }
     bearers = _bearers(tokens, host)
-    pools = _pools(store, terms, lease, lease_seconds)
+    pools = _pools(store, terms, lease, lease_seconds, _instrument if _checked(otel) else None)
     limits = Limits(rate=rate, open_holds=open_holds)
     service = Service(
         pools,
@@ -94,6 +103,7 @@ def serve(
         bearers=bearers,
         here_only=is_loopback(host),
         policy=None if policy is None else load_policy(policy),
+        executor=None if executor is None else resolve(executor),
     )
     what = f"pool {pool!r}" if bearers is None else "the pools of its tokens"
     kept = "in memory" if store is None else "in a store"
@@ -119,8 +129,33 @@ def _bearers(tokens: str | None, host: str) -> Bearers | None:
     return Bearers(TokenFile(tokens), lambda: EPOCH + system_clock())
 
 
-def _pools(store: str | None, terms: dict[str, Any], lease: float | None, lease_seconds: float) -> Pools:
-    """Return the books that the arguments name."""
+def _checked(otel: bool) -> bool:
+    """Return whether telemetry is wanted; say so if it would go nowhere."""
+    if otel:
+        from tbc.telemetry import is_set_up
+
+        if not is_set_up():
+            print(
+                "--otel: no SDK is set up, so nothing is exported. Run: opentelemetry-instrument tbc serve",
+                file=sys.stderr,
+            )
+    return otel
+
+
+def _instrument(manager: Any, pool: str) -> None:
+    from tbc.telemetry import instrument
+
+    instrument(manager, pool=pool)
+
+
+def _pools(
+    store: str | None,
+    terms: dict[str, Any],
+    lease: float | None,
+    lease_seconds: float,
+    opened_one: Callable[[Any, str], None] | None,
+) -> Pools:
+    """Return the books that the arguments name; `opened_one` is told of each manager and its pool."""
     if lease is not None and store is None:
         raise InvalidContractError("--lease needs a --store to lease from")
     how: dict[str, Any] = dict(terms)
@@ -133,7 +168,10 @@ def _pools(store: str | None, terms: dict[str, Any], lease: float | None, lease_
         how["lease"] = Lease(share=lease, seconds=lease_seconds)
 
     def make(name: str) -> Any:
-        return BudgetManager(pool=name, **how)
+        manager = BudgetManager(pool=name, **how)
+        if opened_one is not None:
+            opened_one(manager, name)
+        return manager
 
     return Pools(make, opened)
 

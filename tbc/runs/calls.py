@@ -24,7 +24,6 @@ from typing import Any
 from attrs import frozen
 
 from tbc.govern import Call
-from tbc.holds import AsCurrent
 from tbc.replies import text_of
 from tbc.run_errors import ResultNotKeptError, WorkflowFileError
 from tbc.runs.workflow import Workflow
@@ -100,7 +99,7 @@ def fetch(call: Call) -> tuple[Any, bool]:
         Whether it was a stream.
     """
     reply = call.start()
-    with AsCurrent(call.hold):
+    with call.running():
         try:
             if inspect.isawaitable(reply) or hasattr(type(reply), "__anext__"):
                 return asyncio.run(_wait_for(call, reply))

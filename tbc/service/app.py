@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tbc.clock import Clock, system_clock
-from tbc.service import agents, spending, tiers
+from tbc.service import agent_runs, agents, spending, tiers
 from tbc.service.answers import HealthAnswer
 from tbc.service.bearers import Bearers
 from tbc.service.bodies import parse, read_body, read_query, read_value, structure, too_large
@@ -30,11 +30,12 @@ from tbc.service.pools import OpenPool, Pools
 from tbc.service.problems import Problem, answer_to
 from tbc.service.requests import EventsQuery
 from tbc.service.stream import Listeners, follow
-from tbc.service.tiers import Judged, Tiers
+from tbc.service.tiers import FlatQuestion, Judged, Tiers
 from tbc.service.values import Amount, Key
 
 if TYPE_CHECKING:
     from tbc.policy import Policy
+    from tbc.service.executors import Executor
 
 __all__ = ["Service", "create_app"]
 
@@ -67,6 +68,8 @@ class Service:
         Whether it is reached from this machine alone.
     policy : Policy, optional
         Which class of model a step is given. Default: `tbc.policy.DEFAULT`.
+    executor : Executor, optional
+        What carries the steps of runs out. Default: they are simulated.
     clock : callable
         Seconds, never going back.
     """
@@ -80,6 +83,7 @@ class Service:
         bearers: Bearers | None = None,
         here_only: bool = False,
         policy: Policy | None = None,
+        executor: Executor | None = None,
         clock: Clock = system_clock,
     ) -> None:
         self.pools = pools
@@ -87,12 +91,14 @@ class Service:
         self.clock = clock
         self._door = Door(pool, bearers, here_only=here_only, rate=self.limits.rate, clock=clock)
         self._policy = policy
+        self.executor = executor
         self.draining = False
         self._listeners: dict[str, Listeners] = {}
         self.operations: tuple[Operation, ...] = (
             *spending.OPERATIONS,
             *agents.OPERATIONS,
             *tiers.OPERATIONS,
+            *agent_runs.OPERATIONS,
             EVENTS,
             METRICS,
             Operation(
@@ -122,6 +128,10 @@ class Service:
         from tbc.policy import DEFAULT
 
         return Tiers(DEFAULT)
+
+    async def judge(self, asked: FlatQuestion) -> Judged:
+        """Ask the policy about a step of a run."""
+        return self.tier_policy.judge(asked)
 
     def count_choice(self, pool: OpenPool, judged: Judged) -> None:
         """Count what the policy has chosen."""
@@ -177,11 +187,31 @@ def create_app(service: Service) -> Starlette:
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in service.operations:
         by_path.setdefault(operation.path, {})[operation.method] = operation
-    routes = [Route(path, _Endpoint(service, methods)) for path, methods in by_path.items()]
-    routes += [Route("/openapi.json", _Document(service)), *page_routes(service)]
-    app = Starlette(routes=routes, exception_handlers={404: _not_found}, lifespan=lifespan)
+    endpoints: dict[str, Any] = {path: _Endpoint(service, methods) for path, methods in by_path.items()}
+    endpoints["/openapi.json"] = _Document(service)
+    routes = [Route(path, endpoint) for path, endpoint in endpoints.items()] + page_routes(service)
+    app = _App(routes=routes, exception_handlers={404: _not_found}, lifespan=lifespan)
     app.router.redirect_slashes = False
+    app.straight = {path: endpoint for path, endpoint in endpoints.items() if "{" not in path}
     return app
+
+
+class _App(Starlette):
+    """Starlette, but what is served at a path without values in it is found by one look into a dict.
+
+    Endpoints answer whatever goes wrong themselves, so nothing is lost with the layers that are passed by. A
+    middleware that somebody has added is not passed by.
+    """
+
+    straight: Mapping[str, Any]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        endpoint = self.straight.get(scope["path"]) if scope["type"] == "http" else None
+        if endpoint is None or self.user_middleware or scope.get("root_path"):
+            await super().__call__(scope, receive, send)
+        else:
+            scope["path_params"] = {}
+            await endpoint(scope, receive, send)
 
 
 class _Document:

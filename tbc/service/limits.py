@@ -21,6 +21,8 @@ class Limits:
         Requests a second of one token, twice as many at once; ``None``: as many as it likes.
     open_holds : int
         Of one pool.
+    runs, runs_kept : int
+        Runs of one pool that are under way, and whose records are kept after they have ended.
     streams : int
         Open `/v1/events` of one pool.
     heartbeat_s, cut_off_s : float
@@ -31,6 +33,8 @@ class Limits:
     body_s: float = 10.0
     rate: float | None = 1_000.0
     open_holds: int = 10_000
+    runs: int = 100
+    runs_kept: int = 100
     streams: int = 100
     heartbeat_s: float = 15.0
     cut_off_s: float = 10.0

@@ -23,6 +23,7 @@ from prometheus_client.core import (
 
 from tbc.axes import CALLS, NANO, TOKENS, USD
 from tbc.decision import Decision
+from tbc.labels import OTHER, FirstLabels
 
 if TYPE_CHECKING:
     from tbc.pool import Statement
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["CONTENT_TYPE", "OTHER", "Metrics", "MetricsAnswer", "wants_json"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-#: What stands for all labels beyond the first ones.
-OTHER: Final = "(other)"
 _AGENTS: Final = 20
 _LABELS: Final = 20
 _NUMBERS: Final = ("allocated", "consumed", "held", "remaining")
@@ -44,6 +43,7 @@ _COUNTERS: Final = {
     "tbc_moved": ("Tokens, dollars or calls in transfers.", ("axis", "kind")),
     "tbc_unmet": ("Tokens, dollars or calls that refused holds lacked.", ("axis", "priority")),
     "tbc_rebalance_bottlenecks": ("Rebalances by their bottleneck level.", ("axis", "level")),
+    "tbc_runs": ("Runs by how they ended.", ("status",)),
     "tbc_policy_choices": ("Choices of the tier policy; a hard stop has no tier.", ("step", "tier")),
     "tbc_policy_downgrades": ("Steps given another tier than without limits.", ("cause",)),
     "tbc_policy_hard_stops": ("Steps that must not be done.", ("cause",)),
@@ -58,29 +58,15 @@ _HISTOGRAMS: Final = {
 
 
 class MetricsAnswer(TypedDict):
-    """What the tier policy has chosen and saved; dollars as numbers."""
+    """Runs, and what the tier policy has chosen and saved; dollars as numbers."""
 
+    AgentRunsTotal: int
     AgentStepsTotal: dict[str, dict[str, int]]
     AgentDowngradesTotal: dict[str, int]
     AgentHardStopsTotal: int
     AgentCostTotal: float
     AgentCostSaved: float
     SLAViolationsPrevented: int
-
-
-class _Bounded:
-    """The first labels that are seen, and "(other)" for the rest."""
-
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-
-    def __call__(self, value: object) -> str:
-        label = str(value)
-        if label not in self._seen:
-            if len(self._seen) >= _LABELS:
-                return OTHER
-            self._seen.add(label)
-        return label
 
 
 class _Budgets:
@@ -171,7 +157,7 @@ class Metrics:
         self._budgets, self._counts = _Budgets(), _Counts()
         self._registry.register(self._budgets)
         self._registry.register(self._counts)
-        self._priority, self._level, self._step = _Bounded(), _Bounded(), _Bounded()
+        self._priority, self._level, self._step = (FirstLabels(_LABELS) for _ in range(3))
 
     def text(self, statement: Statement) -> bytes:
         """Return everything in the text form of Prometheus, the budgets as of a statement."""
@@ -203,17 +189,19 @@ class Metrics:
     def refused(self, operation: str, status: int, code: str, error: BaseException, priority: int) -> None:
         """Count a request that was not served; `priority`: of the agent that a refused hold was for."""
         self._counts.add("tbc_requests", operation, str(status))
-        if operation not in ("openHold", "extendHold"):
-            return
+        if operation in ("openHold", "extendHold"):
+            self.unmet(code, error, priority)
+
+    def unmet(self, code: str, error: BaseException, priority: int) -> None:
+        """Count a hold that was refused, and what it lacked."""
         decision = getattr(error, "decision", None)
         if not isinstance(decision, Decision):
             self._counts.add("tbc_decisions", code)
             return
         self._counts.add("tbc_decisions", str(decision.status))
         for each in (decision, *decision.others):
-            short = each.requested - (each.available or 0)
-            if each.status.refuses and each.available is not None and short > 0:
-                self._add_amount("tbc_unmet", each.axis, self._priority(priority), short)
+            if each.unmet:
+                self._add_amount("tbc_unmet", each.axis, self._priority(priority), each.unmet)
 
     def chosen(self, judged: Judged) -> None:
         """Count a choice of the tier policy."""
@@ -229,14 +217,19 @@ class Metrics:
         if judged.prevents_violation:
             counts.add("tbc_policy_sla_violations_prevented")
 
+    def ran(self, status: str) -> None:
+        """Count a run that has ended."""
+        self._counts.add("tbc_runs", status)
+
     def counters(self) -> MetricsAnswer:
-        """Return what the policy has chosen and saved as plain counters."""
+        """Return runs, and what the policy has chosen and saved, as plain counters."""
         of = self._counts.of
         steps: dict[str, dict[str, int]] = {}
         for (step, tier), count in of("tbc_policy_choices"):
             if tier:
                 steps.setdefault(step, {})[tier] = int(count)
         return {
+            "AgentRunsTotal": sum(int(count) for _, count in of("tbc_runs")),
             "AgentStepsTotal": steps,
             "AgentDowngradesTotal": {cause: int(count) for (cause,), count in of("tbc_policy_downgrades")},
             "AgentHardStopsTotal": sum(int(count) for _, count in of("tbc_policy_hard_stops")),

@@ -13,6 +13,7 @@ from tbc.holds import Hold
 from tbc.leased import LeasedManager
 from tbc.service.metrics import Metrics
 from tbc.service.problems import Problem
+from tbc.service.run_records import RunHistory
 from tbc.slices import SliceDesk
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class OpenPool:
         self.manager = manager
         self.store = store
         self.metrics = Metrics()
+        self.runs = RunHistory()
         self._holds: dict[int, Hold] = {}
         self._local: dict[int, Hold] = {}  # only this process can end them
         self._numbers = _LOCAL + secrets.randbelow(2**51)

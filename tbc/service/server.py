@@ -63,6 +63,7 @@ def make_server(
         port=port,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nobody asks from where a request came
         log_level="warning",
         lifespan="on",
         limit_concurrency=_CONNECTIONS,

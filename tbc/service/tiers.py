@@ -5,7 +5,8 @@ Two forms of the question are read, a flat and a nested one. docs/policy.md says
 
 from __future__ import annotations
 
-from typing import Any, Final, TypedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import attrs
 
@@ -14,6 +15,9 @@ from tbc.policy import LatencyHistory, Policy, TierChoice, evaluate
 from tbc.service.calls import Call, Operation
 from tbc.service.values import Amount, Budget, Fraction, Line, Milliseconds, Priority
 from tbc.wire import usd_string
+
+if TYPE_CHECKING:
+    from tbc.pricing import Price
 
 __all__ = ["OPERATIONS", "FlatQuestion", "Judged", "NestedQuestion", "PolicyAnswer", "Tiers"]
 
@@ -32,6 +36,8 @@ class FlatQuestion:
     confidence: Fraction | None = None
     input_tokens: Amount = 1_000
     max_output_tokens: Amount = 500
+    #: How long calls of a tier have lately taken, by its name; of the others what is learned or configured.
+    observed_ms: dict[Line, Milliseconds] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)
@@ -176,6 +182,20 @@ class Judged:
         }
 
 
+class _Stated(LatencyHistory):
+    """Latencies as a question states them, and as they were observed here."""
+
+    def __init__(self, stated: Mapping[str, int], here: LatencyHistory) -> None:
+        super().__init__()
+        self._stated = stated
+        self._here = here
+
+    def expected_ms(self, tier: str, prior_ms: int) -> int:
+        """Return how long a call of a tier is expected to take, in milliseconds."""
+        stated = self._stated.get(tier)
+        return self._here.expected_ms(tier, prior_ms) if stated is None else stated
+
+
 class Tiers:
     """A policy, and the latencies that it learns from."""
 
@@ -183,25 +203,44 @@ class Tiers:
         self.policy = policy
         self.latencies = LatencyHistory()
 
+    def price_of(self, tier: str | None) -> Price | None:
+        """Return what the tokens of a tier cost; ``None`` if it has one cost for a call."""
+        return next((each.price for each in self.policy.tiers if each.name == tier), None)
+
+    def observed(self) -> dict[str, int]:
+        """Return the latencies that were learned, by tier."""
+        expected = [
+            (tier, self.latencies.expected_ms(tier.name, tier.latency_ms)) for tier in self.policy.tiers
+        ]
+        return {tier.name: found for tier, found in expected if found != tier.latency_ms}
+
     def judge(self, asked: FlatQuestion) -> Judged:
         """Choose a tier, with and without the limits."""
-        tokens = {"input_tokens": asked.input_tokens, "max_output_tokens": asked.max_output_tokens}
-        always: dict[str, Any] = {
-            "priority": asked.priority,
-            "confidence": asked.confidence,
-            "history": self.latencies,
-            **tokens,
-        }
         choice = evaluate(
             self.policy,
             asked.step,
             remaining=_nano("remaining_budget", asked.remaining_budget),
             total=_nano("total_budget", asked.total_budget),
             sla_ms=asked.latency_sla_ms,
-            **always,
+            **self._always(asked),
         )
-        free = evaluate(self.policy, asked.step, remaining=None, total=None, **always)
+        return self.beside(asked, choice)
+
+    def beside(self, asked: FlatQuestion, choice: TierChoice) -> Judged:
+        """Return a choice beside the one that the step would have got without limits."""
+        free = evaluate(self.policy, asked.step, remaining=None, total=None, **self._always(asked))
         return Judged(asked.step, choice, free, asked.latency_sla_ms)
+
+    def _always(self, asked: FlatQuestion) -> dict[str, Any]:
+        """Return what is asked with and without the limits."""
+        stated = asked.observed_ms
+        return {
+            "priority": asked.priority,
+            "confidence": asked.confidence,
+            "history": _Stated(stated, self.latencies) if stated else self.latencies,
+            "input_tokens": asked.input_tokens,
+            "max_output_tokens": asked.max_output_tokens,
+        }
 
 
 def _nano(name: str, dollars: float | str | None) -> int | None:

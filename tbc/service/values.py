@@ -34,6 +34,7 @@ __all__ = [
     "Count",
     "Dollars",
     "Fraction",
+    "Goal",
     "HoldNumber",
     "Key",
     "Line",
@@ -41,8 +42,11 @@ __all__ = [
     "PageSize",
     "Priority",
     "Rule",
+    "RunId",
     "Seconds",
+    "choice",
     "rule_of",
+    "whole",
 ]
 
 
@@ -170,6 +174,26 @@ Line = Annotated[
 Key = Annotated[
     str,
     words(_LINE, _LINE_WORDS, "Makes the request safe to repeat: the first answer is kept, refusals too."),
+]
+RunId = Annotated[
+    str,
+    words(r"^run-[0-9]{1,15}-[0-9a-f]{8}$", "the name of a run, as run-1-0f3a77b2", "The name of a run."),
+]
+
+
+def _read_goal(value: object) -> str:
+    if isinstance(value, str) and len(value) <= _GOAL and not any("\ud800" <= c <= "\udfff" for c in value):
+        return value
+    raise ValueError(f"must be text of at most {_GOAL} characters, not {shown(value)}")
+
+
+_GOAL: Final = 32_768
+Goal = Annotated[
+    str,
+    Rule(
+        {"type": "string", "maxLength": _GOAL, "description": "What the run is for; it is not kept."},
+        _read_goal,
+    ),
 ]
 HoldNumber = Annotated[int, whole(1, MAX_AMOUNT, "The number of a hold.")]
 PageSize = Annotated[int, whole(1, 1_000, "How many at most.")]

@@ -259,6 +259,34 @@ def test_a_body_that_does_not_come_is_given_up():
     assert sent[0]["status"] == 408 and json.loads(sent[1]["body"])["error"]["code"] == "slow_body"
 
 
+def test_a_middleware_that_is_added_sees_every_request():
+    seen = []
+
+    class Noting:
+        def __init__(self, inner):
+            self.inner = inner
+
+        async def __call__(self, scope, receive, send):
+            seen.append((scope["type"], scope.get("path")))
+            await self.inner(scope, receive, send)
+
+    async def ask():
+        app = create_app(make_service(lambda name: tbc.BudgetManager()))
+        app.add_middleware(Noting)
+
+        async def receive():
+            raise AssertionError("it has no body")
+
+        async def send(message):
+            seen.append(message.get("status"))
+
+        scope = {"type": "http", "method": "GET", "path": "/health", "query_string": b"", "headers": []}
+        await app({**scope, "headers": [(b"host", b"localhost")]}, receive, send)
+
+    asyncio.run(ask())
+    assert seen[:2] == [("http", "/health"), 200]
+
+
 # -- over stores -----------------------------------------------------------------------------------------
 
 

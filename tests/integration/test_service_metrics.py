@@ -124,6 +124,7 @@ async def test_choices_of_the_policy_are_counted_with_what_they_saved(client, po
     await post("/policy/evaluate", step="summarize", remaining_budget=1, total_budget=1)
     counters = (await client.get("/metrics", headers={"Accept": "application/json"})).json()
     assert counters == {
+        "AgentRunsTotal": 0,
         "AgentStepsTotal": {"plan": {"standard": 1}, "execute": {"cheap": 1}, "summarize": {"cheap": 1}},
         "AgentDowngradesTotal": {
             "planning_standard_sla_constrained": 1,

@@ -18,6 +18,8 @@ NAMES = st.sampled_from(["a", "b", "(root)", "secret"])
 NUMBERS = st.integers(1, 12)
 AMOUNTS = st.integers(0, 300)
 KEYS = st.sampled_from([None, "k1", "k2", "theirs"])
+#: Stands for the path of a run of the other tenant, which has a new name in every world.
+THEIR_RUN = "/runs/theirs"
 
 
 def asking():
@@ -62,9 +64,15 @@ def asking():
             st.fixed_dictionaries({"tokens": st.dictionaries(NAMES, AMOUNTS, max_size=3)}),
         ),
         st.tuples(
+            st.just("POST"),
+            st.just("/agent/run"),
+            st.fixed_dictionaries({"goal": st.just("x"), "agent_name": NAMES, "input_tokens": AMOUNTS}),
+        ),
+        st.tuples(
             st.just("GET"),
             st.one_of(
-                st.sampled_from(["/v1/report", "/v1/entries", "/v1/agents"]),
+                st.sampled_from(["/v1/report", "/v1/entries", "/v1/agents", "/runs", THEIR_RUN]),
+                st.builds("/runs/run-{}-0123abcd".format, NUMBERS),
                 st.builds("/v1/holds/{}".format, NUMBERS),
                 st.builds("/v1/agents/{}".format, NAMES),
             ),
@@ -77,7 +85,8 @@ async def everything(ask, pool):
     """Return all that a tenant sees, but for the time."""
     report = (await ask(pool, "GET", "/v1/report")).json()
     del report["at"]
-    return json.dumps([report, (await ask(pool, "GET", "/v1/entries?limit=1000")).json()])
+    entries = (await ask(pool, "GET", "/v1/entries?limit=1000")).json()
+    return json.dumps([report, entries, (await ask(pool, "GET", "/runs")).json()])
 
 
 def make_world(folder):
@@ -107,8 +116,12 @@ def test_nothing_of_one_tenant_is_seen_or_moved_by_the_other(requests):
                 assert (await ask("theirs", "POST", "/v1/agents", terms)).status_code == 200
             held = await ask("theirs", "POST", "/v1/holds", {"agent_name": "secret", "tokens": 5}, "theirs")
             assert held.status_code == 200
+            run = {"goal": "x", "agent_name": "only-theirs", "max_output_tokens": 10, "input_tokens": 10}
+            theirs = (await ask("theirs", "POST", "/agent/run", run, "theirs-too")).json()
+            assert theirs["status"] == "completed"
             before = await everything(ask, "theirs")
             for (method, path, body), key in requests:
+                path = path.replace(THEIR_RUN, f"/runs/{theirs['run_id']}")
                 answer = await ask("mine", method, path, body, key)
                 assert answer.status_code < 500
                 assert "424242" not in answer.text and "only-theirs" not in answer.text
@@ -133,9 +146,12 @@ def test_what_is_another_tenants_is_answered_as_what_is_nobodys():
                 number = (await client.post("/v1/holds", json=asked, headers=headers["theirs"])).json()[
                     "hold_id"
                 ]
+            run = await client.post("/agent/run", json={"goal": "x"}, headers=headers["theirs"])
+            run_id = run.json()["run_id"]
             for theirs, nobodys in (
                 (f"/v1/holds/{number}", "/v1/holds/99"),
                 ("/v1/agents/xxxx", "/v1/agents/yyyy"),
+                (f"/runs/{run_id}", "/runs/run-7-00000000"),
             ):
                 one, other = [await client.get(path, headers=headers["mine"]) for path in (theirs, nobodys)]
                 assert one.status_code == other.status_code == 404

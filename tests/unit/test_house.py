@@ -26,7 +26,7 @@ FLOORS = [
     "decision | reading",
     "wire",
     "error_codes",
-    "clearing | journal | keys | vocabulary | replies",
+    "clearing | journal | keys | labels | vocabulary | replies",
     "ledger",
     "tokens | usage | leases",
     "stores",
@@ -49,7 +49,7 @@ FLOORS = [
     "leased",
     "manager",
     "__init__",
-    "swarm | runs | policy",
+    "swarm | runs | policy | telemetry",
     "mcp | service",
     "cli",
     "__main__",
@@ -140,7 +140,10 @@ def test_everything_public_has_a_docstring():
 def test_import_pays_for_attrs_only():
     code = "import sys, tbc; tbc.BudgetManager().register_agent('a'); print(sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for heavy in ("numpy", "tiktoken", "asyncio", "logging", "rich", "cyclopts", "matplotlib", "requests"):
+    for heavy in (
+        *("numpy", "tiktoken", "asyncio", "logging", "rich", "cyclopts", "matplotlib", "requests"),
+        "opentelemetry",
+    ):
         assert f"'{heavy}'" not in loaded
 
 

@@ -1,0 +1,187 @@
+"""What carries a step out: a simulation, or a callable that the service was started with.
+
+Nothing that a request says is ever imported: the callable is named in the service's own configuration and
+found once, at its start.
+
+Examples
+--------
+>>> resolve("math:gcd").name
+'math:gcd'
+>>> resolve("math:nothing")
+Traceback (most recent call last):
+tbc.errors.InvalidContractError: --executor math:nothing: the module math has no 'nothing'
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import json
+import random
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import attrs
+
+from tbc.errors import InvalidContractError
+from tbc.money import to_nano, to_usd
+from tbc.runs.step_result import read_step_usage
+from tbc.usage import Usage
+
+__all__ = ["Brought", "Executor", "Step", "dollars", "output_of", "read_outcome", "resolve", "simulate"]
+
+#: How many blocking callables are at work at once; the others wait for a thread.
+_THREADS: Final = 64
+
+
+@attrs.frozen(kw_only=True)
+class Step:
+    """What a callable is given: a step of a run, and the model that the policy chose for it.
+
+    Attributes
+    ----------
+    run_id, agent_name, goal : str
+        Of the run.
+    number : int
+        Which step of the run it is, from 1.
+    name, step_type : str
+        Its node, and what the policy took it for.
+    tier, model : str or None
+        What was chosen.
+    input_tokens, max_output_tokens : int
+        What was set aside for: hand the latter to the model as its cap.
+    latency_sla_ms : int or None
+        How fast it should be.
+    previous : str or None
+        The output of the step before.
+    seed : int
+        Of the run.
+    """
+
+    run_id: str
+    agent_name: str
+    goal: str
+    number: int
+    name: str
+    step_type: str
+    tier: str
+    model: str | None
+    input_tokens: int
+    max_output_tokens: int
+    latency_sla_ms: int | None
+    previous: str | None
+    seed: int
+
+
+@attrs.frozen(kw_only=True)
+class Brought:
+    """What a step brought, and what it used.
+
+    Attributes
+    ----------
+    output : str or None
+        Text, or what JSON has as text.
+    usage : Usage
+        Tokens.
+    nano : int or None
+        What it cost, in nano-dollars, if that is stated; else by the price of the tier.
+    """
+
+    output: str | None
+    usage: Usage
+    nano: int | None = None
+
+
+def simulate(step: Step) -> dict[str, Any]:
+    """Return what a step might use: the whole input, and by the seed between half and all of its output."""
+    draw = random.Random(f"{step.seed}/{step.number}/{step.name}/{step.tier}")
+    written = draw.randint((step.max_output_tokens + 1) // 2, step.max_output_tokens)
+    usage = {"input_tokens": step.input_tokens, "output_tokens": written}
+    return {"output": f"simulated {step.step_type} result", "usage": usage}
+
+
+@attrs.frozen
+class Executor:
+    """A callable that carries steps out.
+
+    Attributes
+    ----------
+    name : str
+        As the configuration names it.
+    function : callable
+        Takes a `Step`; returns a dict with ``output`` and ``usage``, as `tbc.execute` reads it, and ``usd``,
+        if it knows what it cost. A coroutine function is awaited, any other is called in a thread.
+    """
+
+    name: str
+    function: Callable[[Step], Any]
+
+    async def call(self, step: Step) -> Any:
+        """Return what the callable returns."""
+        function = self.function
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+            return await function(step)
+        found = await anyio.to_thread.run_sync(function, step, abandon_on_cancel=True, limiter=_threads())
+        return await found if inspect.isawaitable(found) else found
+
+
+@functools.cache
+def _threads() -> anyio.CapacityLimiter:
+    return anyio.CapacityLimiter(_THREADS)
+
+
+def read_outcome(result: object) -> Brought:
+    """Return what a callable said.
+
+    Raises
+    ------
+    StepResultError, InvalidAmountError
+        It says nothing of what it used, or what cannot be.
+    """
+    used = read_step_usage(result)
+    assert isinstance(result, Mapping), "it has been read"
+    usage = used.usage or Usage(input_tokens=used.input_tokens, output_tokens=used.output_tokens)
+    usd = result.get("usd")
+    nano = None if usd is None else to_nano("usd", usd)
+    return Brought(output=output_of(result), usage=usage, nano=nano)
+
+
+def output_of(result: object) -> str | None:
+    """Return the output of a step as text; ``None`` if it has none."""
+    output = result.get("output") if isinstance(result, Mapping) else None
+    if output is None or isinstance(output, str):
+        return output
+    return json.dumps(output, default=str)
+
+
+def dollars(nano: int | None) -> Any:
+    """Return nano-dollars as the books take dollars."""
+    return None if nano is None else to_usd(nano)
+
+
+def resolve(spec: str) -> Executor:
+    """Return the callable that a configuration names as ``package.module:function``.
+
+    Raises
+    ------
+    InvalidContractError
+        There is none.
+    """
+    module, colon, path = spec.partition(":")
+    if not (colon and module and path):
+        raise InvalidContractError(f"--executor {spec}: must be package.module:function")
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise InvalidContractError(f"--executor {spec}: {error}") from error
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise InvalidContractError(f"--executor {spec}: the module {module} has no {path!r}") from None
+    if not callable(found):
+        raise InvalidContractError(f"--executor {spec}: it is {type(found).__name__}, and cannot be called")
+    return Executor(spec, found)

@@ -1,0 +1,119 @@
+"""The service over books in SQLite and PostgreSQL: holds and runs are durable, and keys survive a restart."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import tbc
+from tbc.policy import V1
+from tbc.service import Pools, Service
+from tbc.service.executors import Executor
+from tests.service_client import client_of
+
+
+@pytest.fixture
+def restarted(open_again):
+    """Return what starts a service over the same store again."""
+
+    def start(executor=None, **how):
+        store = open_again()
+
+        def make(name):
+            return tbc.BudgetManager(pool=name, store=store, max_tokens=100_000, max_usd="5", **how)
+
+        return Service(Pools(make, store), policy=V1, executor=executor)
+
+    return start
+
+
+async def ask(client, path, body, key=None):
+    headers = {} if key is None else {"Idempotency-Key": key}
+    answer = await client.post(path, json=body, headers=headers)
+    return answer.status_code, answer.json()
+
+
+async def spent(client):
+    report = (await client.get("/v1/report")).json()
+    assert report["open_holds"] == 0
+    sums = {}
+    since = 0
+    while since is not None:
+        page = (await client.get(f"/v1/entries?since={since}&limit=50")).json()
+        for entry in page["entries"]:
+            at = entry["agent_name"], entry["axis"]
+            sums[at] = sums.get(at, 0) + entry["consumed"]
+        since = page["next"]
+    for agent in report["agents"]:
+        for axis, account in agent["accounts"].items():
+            assert sums.get((agent["agent_name"], axis), 0) == account["consumed"]
+    return {
+        agent["agent_name"]: agent["accounts"]["usd"]["consumed"]
+        for agent in report["agents"]
+        if agent["parent"] is not None
+    }
+
+
+RUN = {"goal": "x", "budget": "0.08", "latency_sla_ms": 200}
+HOLD = {"agent_name": "writer", "tokens": 900, "usd": "0.02"}
+
+
+def test_what_was_held_and_run_outlives_the_server(restarted):
+    async def before():
+        service = restarted()
+        async with client_of(service) as client:
+            await ask(client, "/v1/agents", {"agent_name": "writer", "max_tokens": 5_000, "max_usd": "1"})
+            _, held = await ask(client, "/v1/holds", HOLD, "h")
+            status, done = await ask(client, "/agent/run", RUN, "r")
+            assert (status, done["status"], done["total_cost_usd"]) == (200, "completed", "0.035")
+        service.pools.close()
+        return held["hold_id"]
+
+    async def after(number):
+        service = restarted()
+        async with client_of(service) as client:
+            assert (await ask(client, "/v1/holds", HOLD, "h"))[1]["hold_id"] == number
+            status, answer = await ask(client, "/agent/run", RUN, "r")  # its record died with the server
+            assert (status, answer["error"]["code"]) == (409, "run_forgotten")
+            settled, _ = await ask(client, f"/v1/holds/{number}/settle", {"tokens": 800, "usd": "0.01"})
+            assert settled == 200
+            assert await spent(client) == {"writer": 10_000_000, "runs": 35_000_000}
+        service.pools.close()
+
+    asyncio.run(after(asyncio.run(before())))
+
+
+def test_a_callable_that_raises_leaves_nothing_open_in_a_store(restarted):
+    def model(step):
+        if step.name == "execute":
+            raise ValueError
+        return {"output": step.name, "usage": {"input_tokens": 300, "output_tokens": 20}}
+
+    async def within():
+        service = restarted(Executor("m:f", model))
+        async with client_of(service) as client:
+            _, done = await ask(client, "/agent/run", RUN)
+            assert [step["outcome"] for step in done["steps"]] == ["done", "failed"]
+            assert [step["tokens"] for step in done["steps"]] == [320, 1_000]
+            assert await spent(client) == {"runs": done["total_cost"]}
+        service.pools.close()
+
+    asyncio.run(within())
+
+
+def test_runs_spend_from_leases(restarted):
+    async def within():
+        service = restarted(lease=tbc.Lease(share=0.5, seconds=30))
+        async with client_of(service) as client:
+            await ask(client, "/v1/agents", {"agent_name": "writer", "max_tokens": 9_000, "max_usd": "1"})
+            for _ in range(3):
+                status, done = await ask(client, "/agent/run", {**RUN, "agent_name": "writer"})
+                assert (status, done["status"]) == (200, "completed")
+        await asyncio.to_thread(service.pools.close)
+        again = restarted()
+        async with client_of(again) as client:
+            assert await spent(client) == {"writer": 3 * 35_000_000}
+        again.pools.close()
+
+    asyncio.run(within())
