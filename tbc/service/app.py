@@ -7,7 +7,7 @@ import contextlib
 import functools
 import json
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Container, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.applications import Starlette
@@ -70,6 +70,8 @@ class Service:
         Which class of model a step is given. Default: `tbc.policy.DEFAULT`.
     executor : Executor, optional
         What carries the steps of runs out. Default: they are simulated.
+    only : container of str, optional
+        Names of the operations that are served. Default: all.
     clock : callable
         Seconds, never going back.
     """
@@ -84,6 +86,7 @@ class Service:
         here_only: bool = False,
         policy: Policy | None = None,
         executor: Executor | None = None,
+        only: Container[str] | None = None,
         clock: Clock = system_clock,
     ) -> None:
         self.pools = pools
@@ -94,7 +97,7 @@ class Service:
         self.executor = executor
         self.draining = False
         self._listeners: dict[str, Listeners] = {}
-        self.operations: tuple[Operation, ...] = (
+        every: tuple[Operation, ...] = (
             *spending.OPERATIONS,
             *agents.OPERATIONS,
             *tiers.OPERATIONS,
@@ -111,6 +114,7 @@ class Service:
                 answer=HealthAnswer,
             ),
         )
+        self.operations = every if only is None else tuple(each for each in every if each.name in only)
         self.document = document(self.operations, tokens=self._door.asks_for_tokens)
 
     async def admit(self, operation: Operation, headers: Mapping[bytes, bytes]) -> OpenPool | None:
