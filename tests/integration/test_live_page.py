@@ -332,7 +332,7 @@ def test_a_screen_reader_finds_its_way(page):
         assert {"Accounts", "Decisions, newest first"} <= tables
         images = [name for role, name in named if role in ("image", "img")]
         assert images and all(images)
-        assert any(name.startswith("1 pairs") or "(root) lent writer" in name for name in images)
+        assert any(name.startswith("1 pair;") or "(root) lent writer" in name for name in images)
         controls = [
             (role, name) for role, name in named if role in ("button", "radio", "combobox", "searchbox")
         ]
