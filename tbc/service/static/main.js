@@ -363,7 +363,7 @@ const reader = {
     const stale = byId("stale");
     stale.hidden = what !== "lost";
     const shown = loaded ? `What is shown is as of line ${pool.seq.toLocaleString("en")}, ${moment(pool.at)}.` : "";
-    if (what === "lost") say(stale, `${why} ${shown} Trying again.`);
+    if (what === "lost") say(stale, `Connection lost. ${why} ${shown} Trying again.`);
   },
 
   locked(error) {
