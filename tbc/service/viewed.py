@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tbc.errors import StoreMissingError
 from tbc.keeper import Keeper
 from tbc.manager import BudgetManager
+from tbc.service.refusals import refusals_of_runs
 from tbc.stores.rows import Mark, News
 
 if TYPE_CHECKING:
@@ -22,7 +23,16 @@ T = TypeVar("T")
 
 #: The operations that read: nothing else is served beside the page.
 VIEWS: Final = frozenset(
-    {"report", "listAgents", "getAgent", "listEntries", "streamEvents", "metrics", "health"}
+    {
+        "report",
+        "listAgents",
+        "getAgent",
+        "listEntries",
+        "listRefusals",
+        "streamEvents",
+        "metrics",
+        "health",
+    }
 )
 
 
@@ -73,6 +83,10 @@ class ViewedPool:
             keeper.follow(News(Mark(*state.pool[4:7]), (), state.agents, state.accounts, state.holds))
         found: Statement = manager.statement(agent_name)
         return found._replace(seq=state.pool.seq, at=self._store.clock())
+
+    def refusals(self) -> Iterable[Any]:
+        """Return the refusals that runs have written down; those of others are told by whoever refuses."""
+        return refusals_of_runs(self._store, self._pool, self.mode)
 
     def subscribe(self, callback: Callable[[Any], object]) -> Callable[[], None]:
         """Tell nothing: what is no line of the journal is told by whoever writes it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 import tbc
@@ -148,6 +149,23 @@ def test_a_refusal_is_shown_with_its_reason_and_what_was_lacking(page):
         (level,) = page.rows("unmet")
         lacking = decision.requested - decision.available
         assert (level["Priority"], level["Refusals"], level["Unmet"]) == ("9", "1", f"{lacking:,}")
+
+
+@pytest.mark.parametrize(("mode", "word"), [("enforce", "REFUSED"), ("audit", "would be refused")])
+def test_who_comes_later_sees_the_last_refusals_too(page, mode, word):
+    manager = team(mode=mode)
+    with served(manager) as service:
+        body = {"agent_name": "writer", "tokens": 50_000}
+        assert (
+            httpx.post(f"{service.url}/v1/holds", json=body).status_code
+            == {"enforce": 402, "audit": 200}[mode]
+        )
+        manager.record_usage("reader", 5)
+        page.open(service)
+        rows = page.rows("log")
+        assert [row["What"] for row in rows[:2]] == ["spent", word]
+        assert rows[1]["Amount"] == "50,000 tokens" and "'writer' asks for 50,000 tokens" in rows[1]["Why"]
+        assert page.rows("unmet") == [], "what was before is no demand since the page was opened"
 
 
 def test_a_line_comes_without_loading_the_page_again(page):

@@ -15,10 +15,14 @@ import httpx
 import pytest
 
 import tbc
+from tbc.cli import run
 from tbc.errors import StoreMissingError
 from tbc.service import Pools, Service, create_app
 from tbc.service.viewed import VIEWS, ViewedPool
+from tbc.stores import SqliteStore
 from tests.live_page import Page, browsing
+
+CHAPTERS = str(Path(__file__).parents[2] / "examples" / "overspend" / "chapters.yaml")
 
 
 def spend(store, **terms):
@@ -108,6 +112,16 @@ def test_nothing_that_writes_is_served(open_again):
 
         asyncio.run(within())
         assert list(store.entries("team")) == before and len(before) > 10
+
+
+def test_refusals_that_runs_have_written_down_are_listed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(["run", CHAPTERS, "--mode", "enforce", "--name", "r", "--quiet"])
+    with SqliteStore(".tbc/runs.db", create=False) as store:
+        (refusal,) = ViewedPool(store, "runs/r").refusals()
+        assert (refusal["axis"], refusal["mode"]) == ("usd", "enforce")
+        assert refusal["requested"] > refusal["available"] >= 0
+        assert refusal["reason"].startswith("REFUSE")
 
 
 def test_the_page_shows_a_stored_pool_and_what_others_write_to_it(tmp_path):

@@ -276,6 +276,7 @@ async function loadAll() {
   pool.clear();
   pool.take(report);
   pool.remember(lines, report);
+  pool.recall((await ask("/v1/refusals")).refusals);
   loaded = true;
   if (!view.chosen && report.axes.includes("usd") && pool.totals.tokens.cap === null) chooseAxis("usd");
 }

@@ -130,6 +130,17 @@ export class Pool {
     for (const axis of report.axes) this.curves[axis].add(report.at, this.totals[axis].spent, this.totals[axis].cap);
   }
 
+  /** Take in the refusals of before: they are in the log, and in no sum. */
+  recall(refusals) {
+    const lines = this.lines.all;
+    let place = 0;
+    for (const each of refusals) {
+      while (place < lines.length && lines[place].at <= each.at) place += 1;
+      const seq = place > 0 ? lines[place - 1].seq : this.since;
+      this.notices.push({ at: each.at, nth: (this.nth += 1), kind: "refused", decision: each, lacks: [], priority: null, agent_name: each.agent_name, seq });
+    }
+  }
+
   /** Take in the next line. */
   add(line) {
     if (line.seq <= this.seq) return;
