@@ -376,6 +376,65 @@ def test_a_pause_stops_the_drawing_and_nothing_is_lost(page):
         assert page.rows("accounts")[1]["Spent"] == "700"
 
 
+AHEAD = """
+const done = arguments[0];
+import("/static/pool.js").then(({ Pool }) => {
+  const account = (consumed) => ({ allocated: 100n, consumed, held: 0n, min_reserve: 0n });
+  const report = (seq, consumed) => ({
+    pool: "p", mode: "enforce", seq, at: seq, open_holds: 0, axes: ["tokens"],
+    agents: [{ agent_name: "a", parent: "(root)", priority: 1, accounts: { tokens: account(consumed) } }],
+  });
+  const line = (seq) => ({
+    seq, at: seq, kind: "usage", agent_name: "a", peer: null, axis: "tokens",
+    allocated: 0n, consumed: 1n, held: 0n,
+  });
+  const pool = new Pool();
+  const every = { active: false, matches: () => true };
+  pool.take(report(3, 3n));
+  pool.remember([line(2), line(3)], report(3, 3n));
+  pool.add(line(4));
+  pool.take(report(6, 6n));
+  for (const seq of [5, 6, 7]) pool.add(line(seq));
+  pool.take(report(6, 6n));
+  done([
+    String(pool.agents.get("a").accounts.tokens.consumed), String(pool.totals.tokens.spent),
+    pool.log("tokens", every, "all").map((each) => each.seq), pool.seq,
+    pool.curve("tokens", every).map(([at, spent]) => `${at}:${spent}`),
+  ]);
+});
+"""
+
+
+def test_a_report_that_is_ahead_of_the_stream_hides_no_line_and_counts_none_twice(page):
+    with served(team()) as service:
+        page.open(service)
+        spent, total, log, seq, curve = page.browser.execute_async_script(AHEAD)
+        assert (spent, total, seq) == ("7", "7", 7)
+        assert log == [7, 6, 5, 4, 3, 2]
+        assert curve == ["2:2", "3:3", "3:3", "4:4", "5:5", "6:6", "7:7"]
+
+
+def test_a_connection_that_is_silent_is_given_up(page):
+    manager = team()
+    with served(manager) as service:
+        page.open(service)
+        page.until("return document.querySelector('#state').dataset.state === 'live'")
+        page.js(
+            """const after = window.setTimeout;
+            window.setTimeout = (what, ms) => after(what, ms === 45000 ? 50 : ms);
+            new MutationObserver(() => { window.said = document.querySelector("#stale").textContent; })
+              .observe(document.querySelector("#stale"), {childList: true});"""
+        )
+        manager.record_usage("reader", 5)
+        said = page.until("return window.said")
+        assert said.startswith(
+            "Connection lost. Nothing was heard for 45 seconds. What is shown is as of line"
+        )
+        manager.record_usage("reader", 6)
+        page.shows(manager)
+        assert page.rows("accounts")[1]["Spent"] == "11"
+
+
 def test_a_lost_connection_is_said_and_the_page_goes_on_where_it_was(page):
     page.expected = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING")
     manager = team()
