@@ -1,11 +1,11 @@
 // The pictures. d3 computes, and elements are drawn without markup; each picture has a table beside it.
 
 import { exact, inWords, permille, short } from "./amounts.js";
-import { clipped, draw, fill, make, moment, put, say } from "./dom.js";
+import { clipped, draw, fill, make, put, say, within } from "./dom.js";
 
 const d3 = globalThis.d3;
 const PARTS = ["spent", "held", "reserve", "free"];
-const LINKS = 16;
+const LINKS = 12;
 
 /** A bar of four parts; made once in an element, and changed from then on. */
 export function bar(root, share, axis) {
@@ -74,7 +74,7 @@ export function timeline(root, points, axis) {
   const y = (amount) => height - bottom - (Number(amount) / (Number(most) * 1.04)) * (height - top - bottom);
   const cap = last[2];
   const label = `Spent ${inWords(axis, last[1])}${cap === null ? ", no cap" : ` of a cap of ${inWords(axis, cap)}`}, `
-    + `from ${moment(first[0], span)} to ${moment(last[0], span)}`;
+    + `from ${within(first[0], span)} to ${within(last[0], span)}`;
   const svg = svgFor(root, width, height, label);
   const steps = points.length === 1 ? [first, [first[0] + span, ...first.slice(1)]] : points;
   const area = d3.area().curve(d3.curveStepAfter).x(([at]) => x(at)).y0(y(0n)).y1(([, spent]) => y(spent));
@@ -88,8 +88,8 @@ export function timeline(root, points, axis) {
     const words = short(axis, BigInt(Math.round(tick * scale))).replace("~", "");
     inside.push(draw("text", { class: "tick", x: left - 8, y: at + 4, "text-anchor": "end" }, words));
   }
-  inside.push(draw("text", { class: "tick", x: left, y: height - 6 }, moment(first[0], span)));
-  inside.push(draw("text", { class: "tick", x: width - right, y: height - 6, "text-anchor": "end" }, moment(last[0], span)));
+  inside.push(draw("text", { class: "tick", x: left, y: height - 6 }, within(first[0], span)));
+  inside.push(draw("text", { class: "tick", x: width - right, y: height - 6, "text-anchor": "end" }, within(last[0], span)));
   inside.push(draw("path", { class: "area", d: area(steps) ?? "" }), draw("path", { class: "line", d: line(steps) ?? "" }));
   inside.push(draw("path", { class: "roof", d: roof(steps) ?? "" }));
   if (cap !== null) {
@@ -130,7 +130,7 @@ export function sankey(root, pairs, axis) {
   const layout = d3.sankey().nodeWidth(10).nodePadding(most > 1 ? 26 : 0).nodeSort(null)
     .extent([[margin, 24], [width - margin, height - 22]]);
   const graph = layout({ nodes: names, links });
-  const label = `${every.length} pairs; the largest: ${shown[0].lender} lent ${shown[0].borrower} ${inWords(axis, links[0].net)}`;
+  const label = `${every.length} ${every.length === 1 ? "pair" : "pairs"}; the largest: ${shown[0].lender} lent ${shown[0].borrower} ${inWords(axis, links[0].net)}`;
   const svg = svgFor(root, width, height, label);
   const path = d3.sankeyLinkHorizontal();
   const letters = Math.max(6, Math.floor((margin - 14) / 7));

@@ -44,6 +44,11 @@ export function clipped(name, most = 28) {
 const timeOf = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const dayOf = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
 
-/** A moment in the reader's own time. */
+const fullOf = new Intl.DateTimeFormat(undefined, {
+  month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit",
+});
+
+/** A moment in the reader's own time: the time of day, or with the day, or what a span of so many seconds needs. */
 export const clock = (seconds) => timeOf.format(seconds * 1000);
-export const moment = (seconds, span) => (span > 86_400 ? dayOf : timeOf).format(seconds * 1000);
+export const moment = (seconds) => fullOf.format(seconds * 1000);
+export const within = (seconds, span) => (span > 86_400 ? dayOf : timeOf).format(seconds * 1000);

@@ -46,7 +46,7 @@ function drawAll() {
   log.show(pool.log(view.axis, filter, view.kind));
   const from = pool.since > 0 ? ` Curves, loans and the log begin after line ${pool.since.toLocaleString("en")}.` : "";
   const lost = pool.missed ? ` ${pool.missed.toLocaleString("en")} refusals and other news came too fast to be shown.` : "";
-  say(byId("as-of"), `As of line ${pool.seq.toLocaleString("en")} of the journal, ${moment(pool.at, Infinity)}.${from}${lost}`);
+  say(byId("as-of"), `As of line ${pool.seq.toLocaleString("en")} of the journal, ${moment(pool.at)}.${from}${lost}`);
   document.body.dataset.seq = pool.seq;
   document.body.dataset.draws = drawing.count;
   summarize();
@@ -58,6 +58,7 @@ function tile(name, text, title = null) {
 
 function drawPool() {
   say(byId("pool"), pool.name);
+  document.title = `${pool.name}: budgets, live`;
   byId("mode").hidden = pool.mode !== "audit";
   say(byId("mode"), "audit: nothing is refused");
   for (const input of document.querySelectorAll("input[name=axis]")) {
@@ -69,7 +70,7 @@ function drawPool() {
   const tiles = [amount("spent", sum.spent + sum.uncapped), amount("held", sum.held), amount("reserve", sum.reserve), amount("free", sum.free)];
   if (sum.owed > 0n) tiles.push(amount("owed", sum.owed));
   tiles.push(sum.allocated > 0n ? amount("cap", sum.allocated) : tile("cap", "none"));
-  tiles.push(amount("a minute", rate()));
+  tiles.push(amount("last minute", rate()));
   if (!filter.active) tiles.push(tile("open holds", pool.openHolds.toLocaleString("en")));
   tiles.push(tile("agents", sum.agents.toLocaleString("en")));
   fill(byId("sums"), ...tiles);
@@ -160,7 +161,7 @@ const times = new PagedTable(byId("time-table"), {
   empty: "Nothing was spent yet.",
   size: 10,
   columns: [
-    { label: "Time", show: (_, row) => moment(row[0], Infinity) },
+    { label: "Time", show: (_, row) => moment(row[0]) },
     { label: "Spent", kind: "number", show: (_, row) => exact(view.axis, row[1]) },
     { label: "Cap", kind: "number", show: (_, row) => (row[2] === null ? "no cap" : exact(view.axis, row[2])) },
   ],
@@ -216,8 +217,9 @@ function drawUnmet() {
   const before = [...counted].filter(([key]) => key.startsWith(`${view.axis} `)).map(([key, amount]) => {
     return `${key.slice(view.axis.length + 1)}: ${amount}`;
   });
-  const since = "Since this page was opened; a refusal asked again counts again.";
-  say(byId("unmet-note"), before.length ? `${since} Counted since the server started, by priority: ${before.join("; ")}.` : since);
+  const own = levels.length ? "Since this page was opened; a refusal asked again counts again." : "";
+  const all = before.length ? `Counted since the server started, by priority: ${before.join("; ")}.` : "";
+  say(byId("unmet-note"), `${own} ${all}`.trim());
 }
 
 const log = new PagedTable(byId("log"), {
@@ -274,6 +276,7 @@ async function loadAll() {
   pool.clear();
   pool.take(report);
   pool.remember(lines, report);
+  pool.recall((await ask("/v1/refusals")).refusals);
   loaded = true;
   if (!view.chosen && report.axes.includes("usd") && pool.totals.tokens.cap === null) chooseAxis("usd");
 }
@@ -360,8 +363,8 @@ const reader = {
     say(byId("state"), view.paused && what === "live" ? "Paused" : words[what]);
     const stale = byId("stale");
     stale.hidden = what !== "lost";
-    const shown = loaded ? `What is shown is as of line ${pool.seq.toLocaleString("en")}, ${moment(pool.at, Infinity)}.` : "";
-    if (what === "lost") say(stale, `${why} ${shown} Trying again.`);
+    const shown = loaded ? `What is shown is as of line ${pool.seq.toLocaleString("en")}, ${moment(pool.at)}.` : "";
+    if (what === "lost") say(stale, `Connection lost. ${why} ${shown} Trying again.`);
   },
 
   locked(error) {

@@ -68,7 +68,8 @@ export class Pool {
 
   clear() {
     this.name = this.mode = "";
-    this.seq = 0;
+    this.seq = 0; // the last line that was taken in
+    this.booked = 0; // the line that the report is of: later ones are added to its accounts
     this.at = 0;
     this.skew = 0;
     this.openHolds = 0;
@@ -101,17 +102,16 @@ export class Pool {
     this.skew = report.at - Date.now() / 1000;
     this.agents = new Map(report.agents.map((agent, order) => [agent.agent_name, { ...agent, order }]));
     this.outdated = false;
-    const later = this.lines.all.filter((line) => line.seq > report.seq);
-    if (this.seq < report.seq) {
-      this.seq = report.seq;
-      this.at = report.at;
-    }
-    for (const line of later) this.book(line);
-    for (const axis of AXES) this.sum(axis);
+    this.booked = report.seq;
+    for (const line of this.lines.all) this.book(line);
+    if (report.seq <= this.seq) for (const axis of AXES) this.sum(axis); // else the lines up to there are to come
   }
 
   /** Take in the lines before a report, so that curves, loans and the log begin earlier than the page. */
   remember(lines, report) {
+    this.seq = report.seq;
+    this.at = report.at;
+    for (const axis of AXES) this.sum(axis);
     this.since = lines.length ? lines[0].seq - 1 : report.seq;
     const before = Object.fromEntries(AXES.map((axis) => [axis, { ...this.totals[axis] }]));
     for (const line of lines) {
@@ -130,6 +130,17 @@ export class Pool {
     for (const axis of report.axes) this.curves[axis].add(report.at, this.totals[axis].spent, this.totals[axis].cap);
   }
 
+  /** Take in the refusals of before: they are in the log, and in no sum. */
+  recall(refusals) {
+    const lines = this.lines.all;
+    let place = 0;
+    for (const each of refusals) {
+      while (place < lines.length && lines[place].at <= each.at) place += 1;
+      const seq = place > 0 ? lines[place - 1].seq : this.since;
+      this.notices.push({ at: each.at, nth: (this.nth += 1), kind: "refused", decision: each, lacks: [], priority: null, agent_name: each.agent_name, seq });
+    }
+  }
+
   /** Take in the next line. */
   add(line) {
     if (line.seq <= this.seq) return;
@@ -146,6 +157,7 @@ export class Pool {
   }
 
   book(line) {
+    if (line.seq <= this.booked) return;
     const own = this.agents.get(line.agent_name)?.accounts[line.axis];
     if (own === undefined) {
       this.outdated = true;
@@ -239,7 +251,7 @@ export class Pool {
     const sum = { spent: 0n, held: 0n, reserve: 0n, free: 0n, owed: 0n, allocated: 0n, uncapped: 0n, agents: 0 };
     for (const agent of this.agents.values()) {
       if (!matches(agent.agent_name)) continue;
-      if (agent.parent !== null) sum.agents += 1;
+      if (agent.parent !== null && !agent.closed) sum.agents += 1;
       const account = agent.accounts[axis];
       if (!account) continue;
       if (account.allocated === null) {

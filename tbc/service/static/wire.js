@@ -104,8 +104,8 @@ export class Follower {
     while (!this.stopped) {
       let wait = this.wait;
       try {
-        if ((await this.once()) === AGAIN) continue;
-        this.reader.state("lost", "The server has ended the stream.");
+        if ((await this.once()) === AGAIN) this.reader.state("connecting", "");
+        else this.reader.state("lost", "The server has ended the stream.");
       } catch (error) {
         if (this.stopped) return;
         if (error instanceof Refused && (error.status === 401 || error.status === 403)) {
