@@ -72,7 +72,7 @@ class _Seat:
         self.holder = holder
         self.books: SliceBooks | None = None
         self.until = -inf  # of the worker's clock: no local hold from then on
-        self.watched: list[SliceBooks] = []  # given back with calls in flight
+        self.watched: list[SliceBooks] = []  # given back, until no call is in flight
         self.tended = -inf
         self.tended_used = Amounts()
 
@@ -330,6 +330,7 @@ class LeasedManager:
         if isinstance(answer, Refused):
             if holder.hold_id is None and books is not None:  # an operator has closed it
                 self._retire(seat, books)
+                self._say_finals(seat)
             if isinstance(answer.error, SliceTooSmallError):
                 return answer.error
             if books is None or holder.hold_id is not None:
@@ -440,18 +441,21 @@ class LeasedManager:
     def _retire(self, seat: _Seat, books: SliceBooks) -> None:
         books.stop()
         books.told = seat.holder.closing.get(books.hold_id, books.told)
-        if any(books.in_flight()):
-            seat.watched.append(books)
+        seat.watched.append(books)  # also if none is in flight any more: one may just have ended
         seat.books, seat.until, seat.tended_used = None, -inf, Amounts()
 
-    def _tell_late(self, seat: _Seat) -> None:
-        """Say what calls that were in flight have cost more than was booked for them."""
+    def _tell_late(self, seat: _Seat, *, last: bool = False) -> None:
+        """Say what calls that were in flight have cost more than was booked for them.
+
+        At the `last` time those that still are, of a lease that an operator has closed, are booked in full.
+        """
         for books in list(seat.watched):
-            used = books.used()
+            flying = books.in_flight()
+            used = books.used().plus(flying) if last else books.used()
             if books.told.at_least(used) != books.told:
                 books.told = books.told.at_least(used)
-                seat.holder.amend(books.hold_id, books.told)
-            if not any(books.in_flight()):
+                seat.holder.amend(books.hold_id, books.told, estimated=any(flying) or books.take_guessed())
+            if not any(flying):
                 seat.watched.remove(books)
 
     def _say_finals(self, seat: _Seat) -> None:
@@ -499,7 +503,7 @@ class LeasedManager:
             answer = self._shared.answer(ask)
             assert not isinstance(answer, Report), "that answers reports"
             holder.take(ask.key, answer, Amounts())
-        self._tell_late(seat)
+        self._tell_late(seat, last=True)
         self._say_finals(seat)
 
     def __enter__(self) -> LeasedManager:

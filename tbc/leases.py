@@ -266,10 +266,9 @@ class LeaseHolder:
         self.asked = None
         if isinstance(answer, Refused):
             if asked.hold_id is not None and isinstance(answer.error, HoldEndedError):
-                self.closing[asked.hold_id] = (
-                    asked.used
-                )  # an operator was first: say what was used all the same
-                self._forget()
+                # An operator was first: say what was used all the same. It is more by now, if this is an
+                # old request that was sent again.
+                self.close(asked.used.at_least(used))
             return
         if self.shut:  # nobody will spend it
             self.closing[answer.hold_id] = Amounts()
@@ -306,9 +305,11 @@ class LeaseHolder:
         self.shut = True
         self.close(used)
 
-    def amend(self, hold_id: int, used: Amounts) -> None:
+    def amend(self, hold_id: int, used: Amounts, *, estimated: bool = False) -> None:
         """Say more of a lease that was given back: a call had not ended then."""
         self.closing[hold_id] = self.closing.get(hold_id, Amounts()).at_least(used)
+        if estimated:
+            self.guessed.add(hold_id)
 
     def final_reports(self) -> list[Report]:
         """Return what is to be said, again, of leases that are given back."""
