@@ -48,7 +48,7 @@ from tbc.holds import Hold, PendingHold
 from tbc.leases import Amounts, Lease, LeaseHolder, Refused, Report
 from tbc.pool import has_reached, nano_dollars
 from tbc.slices import SliceBooks, SliceDesk, Waits, dollars, may_wait, shortfalls, without_waiting
-from tbc.stored import WaitingHold
+from tbc.stored import WaitingHold, undo_of
 
 if TYPE_CHECKING:
     from tbc.contract import BudgetContract
@@ -206,13 +206,14 @@ class LeasedManager:
 
     def ahold(self, agent_name: str, tokens: int = 0, **how: Any) -> PendingHold:
         """Await `hold`, or use it as an async context manager; the same arguments."""
+        asked = partial(self.hold, agent_name, tokens, **how)
 
         async def asking() -> Hold:
             try:
                 with without_waiting():
-                    return self.hold(agent_name, tokens, **how)
+                    return asked()
             except Waits:
-                granted: Hold = await self.aside(partial(self.hold, agent_name, tokens, **how), undo=_void)
+                granted: Hold = await self._shared.aside(asked, undo=undo_of(how))
                 return granted
 
         return WaitingHold(asking())
@@ -618,8 +619,3 @@ def _forget(myself: weakref.ref[LeasedManager]) -> None:
     manager = myself()
     if manager is not None:
         manager._seats, manager._life, manager._adding = {}, uuid4().hex, threading.Lock()
-
-
-def _void(hold: Hold) -> None:
-    if hold.state == "open":
-        hold.void()

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from tbc.stores.store import Store
     from tbc.usage import Usage
 
-__all__ = ["StoredDesk", "WaitingHold"]
+__all__ = ["StoredDesk", "WaitingHold", "undo_of"]
 
 
 #: What reads or writes the books: run where the log of the pool ends.
@@ -230,8 +230,11 @@ class StoredDesk:
     # -- while the store is away ---------------------------------------------------------------------------
 
     def _instead(self, error: StoreError, name: str, agent_name: str, *values: Any, **named: Any) -> Any:
-        """Do on the allowance what cannot be done in the store; without one, raise the store's error."""
-        if self._away is None:
+        """Do on the allowance what cannot be done in the store; without one, raise the store's error.
+
+        So does a request with a key: whether it was answered before stands in the store.
+        """
+        if self._away is None or named.get("key") is not None:
             raise error
         manager: Any = self
         with manager.ledger.lock:
@@ -254,12 +257,16 @@ class StoredDesk:
     # -- for callers that await ---------------------------------------------------------------------------
 
     def ahold(self, agent_name: str, tokens: int = 0, **how: Any) -> PendingHold:
-        """Await `hold`, or use it as an async context manager; the same arguments."""
+        """Await `hold`, or use it as an async context manager; the same arguments.
+
+        If it is cancelled, nothing is set aside; with a `key` the hold stays, and is found under it again.
+        """
         hold: Callable[..., Hold] = super().hold  # type: ignore[misc]
+        undo = undo_of(how)
 
         async def asking() -> Hold:
             try:
-                granted: Hold = await self._clerk.arun(partial(hold, agent_name, tokens, **how), undo=_void)
+                granted: Hold = await self._clerk.arun(partial(hold, agent_name, tokens, **how), undo=undo)
             except _AWAY as error:
                 granted = self._instead(error, "hold", agent_name, tokens, **how)
             return granted
@@ -392,6 +399,11 @@ def _teller(manager: Any) -> Callable[[], None]:
             Pool._tell(manager)
 
     return tell
+
+
+def undo_of(how: dict[str, Any]) -> Callable[[Any], None] | None:
+    """Return what ends a hold that nobody waited for; nothing, if it is found again under its key."""
+    return _void if how.get("key") is None else None
 
 
 def _void(hold: Any) -> None:

@@ -137,6 +137,31 @@ def test_audit_mode_spends_and_books_it_later(store):
         assert manager.report()["writer"]["consumed"] == 4000
 
 
+@pytest.mark.parametrize("how", [{"when_away": tbc.Allowance(tokens=500)}, {"mode": "audit"}])
+def test_what_has_a_key_is_never_spent_twice(store, how):
+    with managing(store, **how) as manager:
+        manager.record_usage("writer", 100, key="usage")
+        held = manager.hold("writer", 100, key="hold")
+        held.settle(80)
+        store.away = True
+        for operation in (
+            lambda: manager.record_usage("writer", 100, key="usage"),
+            lambda: manager.hold("writer", 100, key="hold"),
+            lambda: asyncio.run(awaited(manager.ahold("writer", 100, key="hold"))),
+        ):
+            with pytest.raises(tbc.StoreAwayError):
+                operation()
+        store.away = False
+        manager.bring_home()
+        assert manager.hold("writer", 100, key="hold") is held
+        assert manager.record_usage("writer", 100, key="usage").tokens == 100
+        assert manager.report()["writer"]["consumed"] == 180
+
+
+async def awaited(pending):
+    return await pending
+
+
 def test_coroutines_have_the_allowance_too(store):
     async def spend(manager):
         async with manager.ahold("writer", 40) as hold:

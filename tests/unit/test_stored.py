@@ -210,6 +210,25 @@ def test_who_is_cancelled_while_waiting_holds_nothing(url):
         assert not manager.ledger.open_holds
 
 
+def test_who_is_cancelled_while_waiting_finds_the_hold_under_its_key(url):
+    with open_manager(url, max_tokens=10_000) as manager:
+        manager.register_agent("writer", max_tokens=5_000)
+
+        async def cancelled_and_asked_again():
+            waiting = asyncio.ensure_future(manager.ahold("writer", 100, key="call"))
+            await asyncio.sleep(0)
+            manager.report()  # it is granted by now, and the loop does not know it yet
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            async with manager.ahold("writer", 100, key="call") as hold:
+                assert hold.state == "open"
+                hold.record(90)
+
+        asyncio.run(cancelled_and_asked_again())
+        assert manager.report()["writer"]["consumed"] == 90
+
+
 def test_two_pools_of_one_store_do_not_see_each_other(url):
     with (
         open_manager(url, max_tokens=100, pool="a") as one,
