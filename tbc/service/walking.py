@@ -6,6 +6,7 @@ for that. What a step cost is booked whatever becomes of it.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import math
@@ -165,6 +166,7 @@ class Walk:
                 end = limit
                 break
             end, following = await self._visit(name)
+            await asyncio.sleep(0)  # a simulation waits for nothing, and others are to be served too
         if end is None:
             run.end("completed", None)
             return
@@ -218,8 +220,9 @@ class Walk:
             await self._step(step)
         except _End as found:
             end = found
-            step["outcome"], step["cause"] = found.outcome, found.cause
-            step["decision"] = found.message
+            step["outcome"] = found.outcome
+            if found.reason != "hard_stop":
+                step["problem"] = {"code": found.cause, "message": found.message}
         following = self._terms.graph.after(name, step["outcome"], self._left_share())
         step["next"] = following
         left = run.left
@@ -258,6 +261,7 @@ class Walk:
             "latency_ms": 0,
             "left": None,
             "left_usd": None,
+            "problem": None,
             "refusal": None,
             "output": None,
             "next": None,
