@@ -53,11 +53,13 @@ def watch(
     pool: str | None = None,
     once: _Flag = False,
     every: float = 0.5,
+    web: _Flag = False,
+    port: int = 8788,
 ) -> int:
     """Show the accounts of a pool while others spend: spent, held, reserved and free, on tokens and dollars.
 
     It only reads, and nobody has to wait for it. The 30 agents that were active last are shown. Ctrl-C ends
-    it.
+    it. With --web it is the live page of docs/live.md, for browsers on this machine.
 
     Exit codes: 0, it was ended; 2, the arguments are wrong, there is no such store, or it has several pools
     and --pool names none; 4, the store vanished or failed meanwhile.
@@ -72,13 +74,21 @@ def watch(
         Show it once, as plain text. So it is where the output is no terminal.
     every
         Seconds between two looks.
+    web
+        Serve it as a page at http://127.0.0.1, without any way to write.
+    port
+        The port of the page; 0 takes any that is free.
     """
     if not 0.05 <= every <= 3600:
         raise InvalidAmountError("--every", every, "seconds from 0.05 to 3600")
     console = Console()
     try:
         with opened(place) as store:
-            watched = Watched(store, _which(store, pool))
+            name = _which(store, pool)
+            if web:
+                _serve(store, name, port)
+                return 0
+            watched = Watched(store, name)
             try:
                 if once or not console.is_terminal:
                     sight = watched.sight(_now())
@@ -91,6 +101,23 @@ def watch(
     except KeyboardInterrupt:
         pass
     return 0
+
+
+def _serve(store: Store, pool: str, port: int) -> None:
+    """Serve the live page until SIGTERM or Ctrl-C."""
+    from tbc.service import Pools, Service
+    from tbc.service.server import serve
+    from tbc.service.viewed import VIEWS, ViewedPool
+
+    pools = Pools(lambda name: ViewedPool(store, name), store)
+    service = Service(pools, pool=pool, here_only=True, only=VIEWS)
+    serve(
+        service,
+        "127.0.0.1",
+        port,
+        grace_s=1,
+        started=lambda where: print(f"tbc shows pool {printable(pool)!r} at {where}", flush=True),
+    )
 
 
 def _which(store: Store, pool: str | None) -> str:

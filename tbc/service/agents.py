@@ -19,6 +19,7 @@ from tbc.service.answers import (
     report_object,
 )
 from tbc.service.calls import Call, Operation
+from tbc.service.refusals import MOST, RefusalsAnswer
 from tbc.service.requests import (
     LEFT_OUT,
     AgentTerms,
@@ -166,6 +167,11 @@ async def entries(call: Call) -> EntriesAnswer:
     }
 
 
+async def refusals(call: Call) -> RefusalsAnswer:
+    """Return the last refusals, oldest first."""
+    return {"refusals": list(await call.pool.refusals())}
+
+
 _ONE: Final = {"agent_name": AgentName}
 _ACCOUNT: Final = {"agent_name": AccountName}
 
@@ -284,5 +290,14 @@ OPERATIONS: Final = (
         serve=entries,
         answer=EntriesAnswer,
         query=EntriesQuery,
+    ),
+    Operation(
+        name="listRefusals",
+        method="GET",
+        path="/v1/refusals",
+        summary=f"The last refusals of holds that this server has answered with, {MOST} at most.",
+        scope="read",
+        serve=refusals,
+        answer=RefusalsAnswer,
     ),
 )

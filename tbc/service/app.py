@@ -7,7 +7,7 @@ import contextlib
 import functools
 import json
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Container, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.applications import Starlette
@@ -25,6 +25,7 @@ from tbc.service.door import Door
 from tbc.service.limits import Limits
 from tbc.service.metrics import CONTENT_TYPE, MetricsAnswer, wants_json
 from tbc.service.openapi import document
+from tbc.service.page import page_routes
 from tbc.service.pools import OpenPool, Pools
 from tbc.service.problems import Problem, answer_to
 from tbc.service.requests import EventsQuery
@@ -75,6 +76,8 @@ class Service:
         What of it all is served.
     policy_process : PolicyProcess, optional
         Who chooses for the steps of runs. Default: this process.
+    only : container of str, optional
+        Names of the operations that are served. Default: all.
     clock : callable
         Seconds, never going back.
     """
@@ -91,6 +94,7 @@ class Service:
         executor: Executor | None = None,
         role: Role = "both",
         policy_process: PolicyProcess | None = None,
+        only: Container[str] | None = None,
         clock: Clock = system_clock,
     ) -> None:
         self.pools = pools
@@ -119,7 +123,9 @@ class Service:
                 answer=HealthAnswer,
             ),
         )
-        self.operations = tuple(operation for operation in every if serves(role, operation))
+        self.operations = tuple(
+            each for each in every if serves(role, each) and (only is None or each.name in only)
+        )
         self.document = document(self.operations, tokens=self._door.asks_for_tokens)
 
     async def admit(self, operation: Operation, headers: Mapping[bytes, bytes]) -> OpenPool | None:
@@ -203,6 +209,8 @@ def create_app(service: Service) -> Starlette:
     endpoints: dict[str, Any] = {path: _Endpoint(service, methods) for path, methods in by_path.items()}
     endpoints["/openapi.json"] = _Document(service)
     routes = [Route(path, endpoint) for path, endpoint in endpoints.items()]
+    if "/v1/report" in by_path:
+        routes += page_routes(service)
     app = _App(routes=routes, exception_handlers={404: _not_found}, lifespan=lifespan)
     app.router.redirect_slashes = False
     app.straight = {path: endpoint for path, endpoint in endpoints.items() if "{" not in path}

@@ -24,6 +24,8 @@ from prometheus_client.core import (
 from tbc.axes import CALLS, NANO, TOKENS, USD
 from tbc.decision import Decision
 from tbc.labels import OTHER, FirstLabels
+from tbc.service.refusals import Refusals
+from tbc.wire import decision_object
 
 if TYPE_CHECKING:
     from tbc.pool import Statement
@@ -150,9 +152,16 @@ class _Counts:
 
 
 class Metrics:
-    """The counts of one pool, in a registry of their own."""
+    """The counts of one pool, in a registry of their own.
+
+    Attributes
+    ----------
+    refusals : Refusals
+        The last ones, with their reasons.
+    """
 
     def __init__(self) -> None:
+        self.refusals = Refusals()
         self._registry = CollectorRegistry()
         self._budgets, self._counts = _Budgets(), _Counts()
         self._registry.register(self._budgets)
@@ -174,6 +183,8 @@ class Metrics:
             counts.observe("tbc_hold_seconds", seconds)
             decision = answer["decision"]
             counts.add("tbc_decisions", "fits" if decision is None else decision["status"])
+            if decision is not None and decision["verdict"] == "REFUSE":
+                self.refusals.add(decision)
             self._moves(answer["loans"])
         elif operation == "settleHold":
             counts.observe("tbc_settle_seconds", seconds)
@@ -199,6 +210,7 @@ class Metrics:
             self._counts.add("tbc_decisions", code)
             return
         self._counts.add("tbc_decisions", str(decision.status))
+        self.refusals.add(decision_object(decision))
         for each in (decision, *decision.others):
             if each.unmet:
                 self._add_amount("tbc_unmet", each.axis, self._priority(priority), each.unmet)

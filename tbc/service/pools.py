@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -14,6 +14,7 @@ from tbc.leased import LeasedManager
 from tbc.service.metrics import Metrics
 from tbc.service.problems import Problem
 from tbc.service.run_records import RunHistory
+from tbc.service.viewed import ViewedPool
 from tbc.slices import SliceDesk
 
 if TYPE_CHECKING:
@@ -135,6 +136,12 @@ class OpenPool:
             return [entry for entry in found if entry.seq], bool(found) and not found[0].seq
         lines = self.store.entries(self.name, since)
         return await asyncio.to_thread(lambda: list(islice(lines, most))), False
+
+    async def refusals(self) -> Iterable[Any]:
+        """Return the last refusals: of this server, or what a pool that is only viewed has of others."""
+        if isinstance(self.manager, ViewedPool):
+            return await self.run(self.manager.refusals)
+        return self.metrics.refusals
 
     def close(self) -> None:
         """Let go of the books; what is open stays open in a store."""

@@ -11,7 +11,7 @@ import uvicorn
 
 from tbc.service.app import Service, create_app
 
-__all__ = ["serve"]
+__all__ = ["make_server", "serve"]
 
 _CONNECTIONS: Final = 5_000
 
@@ -49,6 +49,14 @@ def serve(service: Service, host: str, port: int, *, grace_s: float, started: Ca
     started : callable
         Told the address, once it is served.
     """
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the server raises it again when it has ended
+    make_server(service, host, port, grace_s=grace_s, started=started).run()
+
+
+def make_server(
+    service: Service, host: str, port: int, *, grace_s: float, started: Callable[[str], Any]
+) -> uvicorn.Server:
+    """Return the server that `serve` runs; whoever runs it in a thread ends it by `should_exit`."""
     config = uvicorn.Config(
         create_app(service),
         host=host,
@@ -62,5 +70,4 @@ def serve(service: Service, host: str, port: int, *, grace_s: float, started: Ca
         timeout_keep_alive=30,
         timeout_graceful_shutdown=round(grace_s),
     )
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the server raises it again when it has ended
-    _Server(config, service, started).run()
+    return _Server(config, service, started)

@@ -479,3 +479,19 @@ def test_a_reader_that_falls_behind_is_told_how_many_notices_it_missed():
             assert name == "missed" and data["notices"] == 300 - 256
 
     asyncio.run(within())
+
+
+@run
+async def test_the_last_refusals_are_listed_with_their_reasons(client, service):
+    assert (await client.get("/v1/refusals")).json() == {"refusals": []}
+    answer = (await hold(client, tokens=90_000)).json()["error"]["decision"]
+    await hold(client, agent_name="reader", tokens=1, usd="7.5")
+    first, second = (await client.get("/v1/refusals")).json()["refusals"]
+    assert first.pop("at") <= second.pop("at")
+    names = ("mode", "agent_name", "axis", "requested", "available", "reason")
+    assert first == {name: answer[name] for name in names}
+    assert (second["axis"], second["requested_usd"]) == ("usd", "7.5")
+    for number in range(205):
+        await hold(client, tokens=90_000 + number)
+    found = (await client.get("/v1/refusals")).json()["refusals"]
+    assert [each["requested"] for each in found] == [90_005 + number for number in range(200)]
