@@ -310,9 +310,7 @@ def test_no_token_key_or_text_of_a_request_is_logged(tmp_path, caplog):
         if record.name.startswith("tbc")
     )
     assert "a request failed" in logged
-    assert not [
-        each for each in (text, text.rpartition("_")[2], "a secret prompt", "s3cret") if each in logged
-    ]
+    assert not [each for each in (text, text.split("_", 2)[2], "a secret prompt", "s3cret") if each in logged]
 
 
 def test_headers_that_are_no_text_are_refused_not_crashed_on():
