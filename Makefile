@@ -33,7 +33,8 @@ wheel: $(VENV)/.dev
 	rm -rf build/wheel && mkdir -p build/wheel/site
 	$(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel/log.txt 2>&1 || (cat build/wheel/log.txt; exit 1)
 	$(BIN)/pip install --quiet --no-deps --target build/wheel/site build/wheel/*.whl
-	cp -r tests benchmarks docs examples papers README.md CHANGELOG.md LICENSE pyproject.toml build/wheel/
+	cp -r tests benchmarks docs examples papers README.md CHANGELOG.md LICENSE pyproject.toml \
+		Dockerfile compose.yaml build/wheel/
 	cd build/wheel && TBC_EXPECT_AT=$(CURDIR)/build/wheel/site PYTHONPATH=$(CURDIR)/build/wheel/site \
 		$(abspath $(BIN))/python -m pytest -q tests/unit tests/integration --ignore tests/integration/test_benchmarks.py
 

@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     from tbc.manager import BudgetManager
     from tbc.stream_usage import StreamUsage
     from tbc.usage import Usage
+    from tbc.watching import Watch
 
-__all__ = ["Call", "CallWatcher", "Governed", "Governor", "OutputHistory", "Watch"]
+__all__ = ["Call", "Governed", "Governor", "OutputHistory"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -60,32 +61,6 @@ class Governed(Protocol):
 
     def __call__(self, function: Callable[P, R], /) -> Callable[P, R]:
         """Return `function`, governed."""
-
-
-class Watch(Protocol):
-    """What is told of one governed call while it runs. Nothing of it may raise."""
-
-    def running(self) -> AbstractContextManager[object]:
-        """Return what to enter around the code of the call, and for every step of its stream anew."""
-
-    def streams(self) -> None:
-        """Note that a chunk has come."""
-
-    def ended(self, error: BaseException | None) -> None:
-        """Note that the call has ended; said more than once, the first counts."""
-
-    def left(self) -> None:
-        """Note that its stream was left half-way. Never waits: finalizers come here too."""
-
-
-class CallWatcher(Protocol):
-    """Who watches the governed calls of a manager: its `call_watcher`. Nothing of it may raise."""
-
-    def began(self, call: Call) -> Watch | None:
-        """Note that a call has its hold and is made now."""
-
-    def refused(self, call: Call, error: BudgetExceededError | UnknownPriceError) -> None:
-        """Note that a call was refused: it is not made."""
 
 
 class OutputHistory:
@@ -333,7 +308,9 @@ class Call:
         self._governor = governor
         self._function = function
         manager = self._manager = governor.manager
-        self.agent_name, self.operation, self.model = governor.agent_name, name, model
+        self.agent_name = governor.agent_name
+        self.operation: str | None = name
+        self.model = model
         self.hands_over_cap = governor.cap_kwarg is not None
         self.usage: Usage | None = None  # as it was stated or read at the end
         self.watch: Watch | None = None
@@ -527,9 +504,10 @@ class Call:
         try:
             self._book_failed(error)
         finally:
-            if self.watch is not None and isinstance(error, GeneratorExit):
+            if self.watch is not None and isinstance(error, GeneratorExit):  # perhaps by a finalizer
                 self.watch.left()
-            self._ended(error)
+            else:
+                self._ended(error)
 
     def _book_failed(self, error: BaseException) -> None:
         chunks = self._chunk_usage

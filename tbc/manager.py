@@ -23,7 +23,6 @@ from tbc.pool import nano_dollars
 
 if TYPE_CHECKING:
     from tbc.away import Allowance
-    from tbc.govern import CallWatcher
     from tbc.leases import Lease
     from tbc.money import Money
     from tbc.pricing import PriceTable, UnknownPrice
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from tbc.stores.store import Store
     from tbc.tokens import Counter
     from tbc.usage import Usage
+    from tbc.watching import CallWatcher
 
 __all__ = ["BudgetManager"]
 

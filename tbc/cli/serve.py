@@ -13,9 +13,11 @@ from tbc.clock import EPOCH, system_clock
 from tbc.errors import InvalidContractError
 from tbc.policy import load_policy
 from tbc.service import Limits, Pools, Service
+from tbc.service.asking import PolicyProcess
 from tbc.service.bearers import Bearers, TokenFile
 from tbc.service.door import is_loopback
 from tbc.service.executors import resolve
+from tbc.service.roles import Role
 from tbc.service.server import serve as run
 
 __all__ = ["serve"]
@@ -35,6 +37,10 @@ def serve(
     unknown_price: str = "refuse",
     policy: str | None = None,
     executor: str | None = None,
+    role: Role = "both",
+    policy_url: Annotated[str | None, Parameter(env_var="TBC_POLICY_URL")] = None,
+    policy_token: Annotated[str | None, Parameter(env_var="TBC_POLICY_TOKEN")] = None,
+    policy_timeout_s: float = 2.0,
     lease: float | None = None,
     lease_seconds: float = 30.0,
     rate: float | None = 1_000.0,
@@ -73,6 +79,15 @@ def serve(
     executor
         The Python callable that carries the steps of runs out, as package.module:function. Default: they are
         simulated.
+    role
+        "policy" serves the tier policy alone, "executor" everything but that: its runs ask the policy process
+        at --policy-url.
+    policy_url
+        Where the policy process is.
+    policy_token
+        The token that it asks for. Better given as TBC_POLICY_TOKEN.
+    policy_timeout_s
+        Seconds that it has to answer. If it does not, nothing is chosen and nothing is called.
     lease
         Spend from leases, each of this share of what an agent has free, at the speed of memory.
     lease_seconds
@@ -86,6 +101,9 @@ def serve(
     otel
         Tell OpenTelemetry of budgets; docs/telemetry.md says how to run it.
     """
+    process = _policy_process(role, policy_url, policy_token, policy_timeout_s)
+    if role == "policy":
+        _check_alone(store=store, lease=lease, executor=executor)
     terms = {
         "max_tokens": max_tokens,
         "max_usd": max_usd,
@@ -104,18 +122,41 @@ def serve(
         here_only=is_loopback(host),
         policy=None if policy is None else load_policy(policy),
         executor=None if executor is None else resolve(executor),
+        role=role,
+        policy_process=process,
     )
     what = f"pool {pool!r}" if bearers is None else "the pools of its tokens"
     kept = "in memory" if store is None else "in a store"
+    served = "the tier policy" if role == "policy" else f"{what}, {kept},"
     run(
         service,
         host,
         port,
         grace_s=grace_s,
-        started=lambda where: print(f"tbc serves {what}, {kept}, at {where}", flush=True),
+        started=lambda where: print(f"tbc serves {served} at {where}", flush=True),
     )
     print("tbc has stopped", file=sys.stderr)
     return 0
+
+
+def _policy_process(
+    role: Role, where: str | None, token: str | None, timeout_s: float
+) -> PolicyProcess | None:
+    """Return the process that chooses for the steps of runs, if it is another one."""
+    if role == "executor":
+        if where is None:
+            raise InvalidContractError("--role executor needs --policy-url, where the policy process is")
+        return PolicyProcess(where, token, timeout_s=timeout_s)
+    if where is not None:
+        raise InvalidContractError(f"--policy-url is for --role executor, not for --role {role}")
+    return None
+
+
+def _check_alone(**given: object) -> None:
+    """Refuse what a policy process has no use for."""
+    found = [f"--{name}" for name, value in given.items() if value is not None]
+    if found:
+        raise InvalidContractError(f"--role policy keeps no books: leave out {', '.join(found)}")
 
 
 def _bearers(tokens: str | None, host: str) -> Bearers | None:

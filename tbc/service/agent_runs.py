@@ -130,6 +130,7 @@ async def run_agent(call: Call) -> RunAnswer:
     except BaseException:  # the server ends: what was spent is booked
         run.end("failed", _stopped(run, "cancelled", "cancelled", "The server has ended the run."))
         history.ended(run, keep=limits.runs_kept)
+        _count_run(pool, run)
         raise
     answer = run.as_object()
     history.ended(run, keep=limits.runs_kept)
@@ -219,7 +220,7 @@ OPERATIONS: Final = (
         answer=RunAnswer,
         body=RunRequest,
         keyed=True,
-        refusals=(402, 403, 404, 409, 429),
+        refusals=(403, 404, 409, 429),
     ),
     Operation(
         name="listRuns",

@@ -29,12 +29,14 @@ from tbc.service.page import page_routes
 from tbc.service.pools import OpenPool, Pools
 from tbc.service.problems import Problem, answer_to
 from tbc.service.requests import EventsQuery
+from tbc.service.roles import Role, serves
 from tbc.service.stream import Listeners, follow
 from tbc.service.tiers import FlatQuestion, Judged, Tiers
 from tbc.service.values import Amount, Key
 
 if TYPE_CHECKING:
     from tbc.policy import Policy
+    from tbc.service.asking import PolicyProcess
     from tbc.service.executors import Executor
 
 __all__ = ["Service", "create_app"]
@@ -70,6 +72,10 @@ class Service:
         Which class of model a step is given. Default: `tbc.policy.DEFAULT`.
     executor : Executor, optional
         What carries the steps of runs out. Default: they are simulated.
+    role : {"both", "policy", "executor"}
+        What of it all is served.
+    policy_process : PolicyProcess, optional
+        Who chooses for the steps of runs. Default: this process.
     only : container of str, optional
         Names of the operations that are served. Default: all.
     clock : callable
@@ -86,6 +92,8 @@ class Service:
         here_only: bool = False,
         policy: Policy | None = None,
         executor: Executor | None = None,
+        role: Role = "both",
+        policy_process: PolicyProcess | None = None,
         only: Container[str] | None = None,
         clock: Clock = system_clock,
     ) -> None:
@@ -95,6 +103,7 @@ class Service:
         self._door = Door(pool, bearers, here_only=here_only, rate=self.limits.rate, clock=clock)
         self._policy = policy
         self.executor = executor
+        self.policy_process = policy_process
         self.draining = False
         self._listeners: dict[str, Listeners] = {}
         every: tuple[Operation, ...] = (
@@ -114,7 +123,9 @@ class Service:
                 answer=HealthAnswer,
             ),
         )
-        self.operations = every if only is None else tuple(each for each in every if each.name in only)
+        self.operations = tuple(
+            each for each in every if serves(role, each) and (only is None or each.name in only)
+        )
         self.document = document(self.operations, tokens=self._door.asks_for_tokens)
 
     async def admit(self, operation: Operation, headers: Mapping[bytes, bytes]) -> OpenPool | None:
@@ -134,7 +145,9 @@ class Service:
         return Tiers(DEFAULT)
 
     async def judge(self, asked: FlatQuestion) -> Judged:
-        """Ask the policy about a step of a run."""
+        """Ask the policy about a step of a run, here or where it is."""
+        if self.policy_process is not None:
+            return await self.policy_process.judge(self.tier_policy, asked)
         return self.tier_policy.judge(asked)
 
     def count_choice(self, pool: OpenPool, judged: Judged) -> None:
@@ -186,6 +199,8 @@ def create_app(service: Service) -> Starlette:
             yield
         finally:
             service.drain()
+            if service.policy_process is not None:
+                await service.policy_process.aclose()
             await asyncio.to_thread(service.pools.close)
 
     by_path: dict[str, dict[str, Operation]] = {}
@@ -193,7 +208,9 @@ def create_app(service: Service) -> Starlette:
         by_path.setdefault(operation.path, {})[operation.method] = operation
     endpoints: dict[str, Any] = {path: _Endpoint(service, methods) for path, methods in by_path.items()}
     endpoints["/openapi.json"] = _Document(service)
-    routes = [Route(path, endpoint) for path, endpoint in endpoints.items()] + page_routes(service)
+    routes = [Route(path, endpoint) for path, endpoint in endpoints.items()]
+    if "/v1/report" in by_path:  # what the page shows
+        routes += page_routes(service)
     app = _App(routes=routes, exception_handlers={404: _not_found}, lifespan=lifespan)
     app.router.redirect_slashes = False
     app.straight = {path: endpoint for path, endpoint in endpoints.items() if "{" not in path}

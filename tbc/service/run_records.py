@@ -27,11 +27,18 @@ StopReason = Literal[
 _OUTPUT: Final = 65_536
 
 
+class StepProblem(TypedDict):
+    """What kept a step from being done, beside the policy."""
+
+    code: str
+    message: str
+
+
 class StepAnswer(TypedDict):
     """A step: what was chosen for it and why, what was set aside, and what it cost.
 
-    `outcome`: it was done, the policy gave no tier, there was no budget, or it went wrong. `next`: the node
-    that came after it.
+    `outcome`: it was done, the policy gave no tier, there was no budget, or it went wrong. `decision` and
+    `cause` are the policy's. `next`: the node that came after it.
     """
 
     number: int
@@ -57,6 +64,7 @@ class StepAnswer(TypedDict):
     latency_ms: int
     left: int | None
     left_usd: str | None
+    problem: StepProblem | None
     refusal: DecisionAnswer | None
     output: str | None
     next: str | None

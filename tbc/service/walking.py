@@ -6,6 +6,7 @@ for that. What a step cost is booked whatever becomes of it.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import math
@@ -28,6 +29,7 @@ from tbc.service.executors import Brought, Executor, Step, dollars, output_of, r
 from tbc.service.graphs import Graph, Outcome
 from tbc.service.run_records import Run, StepAnswer, StopReason
 from tbc.service.tiers import FlatQuestion, Judged, Tiers
+from tbc.watching import watched
 from tbc.wire import decision_object, usd_string
 
 if TYPE_CHECKING:
@@ -164,6 +166,7 @@ class Walk:
                 end = limit
                 break
             end, following = await self._visit(name)
+            await asyncio.sleep(0)  # a simulation waits for nothing, and others are to be served too
         if end is None:
             run.end("completed", None)
             return
@@ -217,8 +220,9 @@ class Walk:
             await self._step(step)
         except _End as found:
             end = found
-            step["outcome"], step["cause"] = found.outcome, found.cause
-            step["decision"] = found.message
+            step["outcome"] = found.outcome
+            if found.reason != "hard_stop":
+                step["problem"] = {"code": found.cause, "message": found.message}
         following = self._terms.graph.after(name, step["outcome"], self._left_share())
         step["next"] = following
         left = run.left
@@ -257,6 +261,7 @@ class Walk:
             "latency_ms": 0,
             "left": None,
             "left_usd": None,
+            "problem": None,
             "refusal": None,
             "output": None,
             "next": None,
@@ -371,18 +376,20 @@ class Walk:
         given = self._given(step, choice, asked)
         began = self._clock()
         try:
-            async with hold:
-                try:
-                    result = simulate(given) if executor is None else await executor.call(given)
-                finally:
-                    took_ms = math.ceil((self._clock() - began) * 1_000)
-                    step["latency_ms"] = choice.expected_latency_ms if executor is None else took_ms
-                self._run.result = self._previous = step["output"] = output_of(result)
-                brought = await self._read(result, hold)
-                nano = brought.nano
-                if nano is None and self._tiers.price_of(choice.tier) is None:
-                    nano = choice.expected_cost  # such a tier has one cost, whatever it uses
-                await hold.asettle(usage=brought.usage, usd=dollars(nano))
+            with watched(None if executor is None else self._pool.manager.call_watcher, hold) as call:
+                async with hold:
+                    try:
+                        result = simulate(given) if executor is None else await executor.call(given)
+                    finally:
+                        took_ms = math.ceil((self._clock() - began) * 1_000)
+                        step["latency_ms"] = choice.expected_latency_ms if executor is None else took_ms
+                    self._run.result = self._previous = step["output"] = output_of(result)
+                    brought = await self._read(result, hold)
+                    call.usage = brought.usage
+                    nano = brought.nano
+                    if nano is None and self._tiers.price_of(choice.tier) is None:
+                        nano = choice.expected_cost  # such a tier has one cost, whatever it uses
+                    await hold.asettle(usage=brought.usage, usd=dollars(nano))
         except Exception as error:
             raise self._failed(step, error) from error
         finally:

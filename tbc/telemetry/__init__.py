@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from contextlib import suppress
-from typing import Any, Final
+from contextlib import AbstractContextManager, suppress
+from typing import TYPE_CHECKING, Any, Final
 
 try:
     from opentelemetry.metrics import MeterProvider, get_meter, get_meter_provider
@@ -25,6 +25,10 @@ from tbc.labels import FirstLabels
 from tbc.telemetry.budgets import Budgets
 from tbc.telemetry.calls import Calls, Provider
 from tbc.telemetry.conventions import Conventions
+from tbc.watching import HeldCall, watched
+
+if TYPE_CHECKING:
+    from tbc.holds import Hold
 
 __all__ = ["Conventions", "Instrumentation", "Provider", "instrument", "is_set_up"]
 
@@ -47,6 +51,19 @@ class Instrumentation:
     def _told(self, event: Event) -> None:
         self._budgets.told(event)
         self._calls.flush()
+
+    def inference(self, hold: Hold) -> AbstractContextManager[HeldCall]:
+        """Write a span for a call under a hold of your own: `govern` does that by itself.
+
+        Enter it around the call and the end of its hold, and set the `usage` of what it returns, if it is
+        known:
+
+            ``with telemetry.inference(hold) as call:``
+                ``reply = ask(...)``
+                ``call.usage = read_usage(reply)``
+                ``hold.settle(usage=call.usage)``
+        """
+        return watched(self._calls, hold)
 
     def flush(self) -> None:
         """End the spans of streams that were left half-way, which otherwise end with the next event."""

@@ -33,9 +33,9 @@ from tbc.telemetry.conventions import Conventions, make_instruments, usage_attri
 
 if TYPE_CHECKING:
     from tbc.decision import Settlement
-    from tbc.govern import Call
     from tbc.telemetry.budgets import Budgets
     from tbc.usage import Usage
+    from tbc.watching import WatchedCall
 
 __all__ = ["Calls", "Provider"]
 
@@ -66,7 +66,7 @@ def _quiet(method: Callable[P, R]) -> Callable[P, R | None]:
 
 
 class Calls:
-    """Watches the governed calls of one manager; see `tbc.govern.CallWatcher`.
+    """Watches the governed calls of one manager; see `tbc.watching.CallWatcher`.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class Calls:
         self._left: deque[_Watched] = deque()  # streams left half-way, to be ended by the next who may wait
 
     @_quiet
-    def began(self, call: Call) -> _Watched:
+    def began(self, call: WatchedCall) -> _Watched:
         """Note that a call has its hold and is made now."""
         self.flush()
         outer = _INNERMOST.get()
@@ -110,7 +110,7 @@ class Calls:
         return _Watched(self, call)
 
     @_quiet
-    def refused(self, call: Call, error: BudgetExceededError | UnknownPriceError) -> None:
+    def refused(self, call: WatchedCall, error: BudgetExceededError | UnknownPriceError) -> None:
         """Note that a call was refused: it is not made."""
         decision = None if isinstance(error, UnknownPriceError) else error.decision
         reason = code_of(error).code if decision is None else str(decision.status)
@@ -148,9 +148,9 @@ class Calls:
 
 
 class _Watched:
-    """One governed call while it runs; see `tbc.govern.Watch`."""
+    """One governed call while it runs; see `tbc.watching.Watch`."""
 
-    def __init__(self, calls: Calls, call: Call) -> None:
+    def __init__(self, calls: Calls, call: WatchedCall) -> None:
         self._calls, self._call = calls, call
         self.wraps = False
         self._ended = False
@@ -162,9 +162,10 @@ class _Watched:
             names.OPERATION: "chat",
             names.PROVIDER: self._provider,
             names.AGENT: call.agent_name,
-            "tbc.operation": call.operation,
             **calls.fixed,
         }
+        if call.operation is not None:
+            attributes["tbc.operation"] = call.operation
         if self._model is not None:
             attributes[names.MODEL] = self._model
         if call.hands_over_cap:
@@ -257,7 +258,7 @@ class _Running:
 
     __slots__ = ("_hold", "_mine", "_theirs", "_watched")
 
-    def __init__(self, watched: _Watched, call: Call) -> None:
+    def __init__(self, watched: _Watched, call: WatchedCall) -> None:
         self._watched = watched
         self._hold = AsCurrent(call.hold)
 

@@ -1,4 +1,4 @@
-"""docs/service.md shows what a real server answers."""
+"""docs/service.md and docs/runs.md show what a real server answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "service.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def transcript(text):
@@ -39,14 +39,15 @@ def test_the_comparison_sees_a_wrong_answer():
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
-def test_the_transcript_is_what_a_server_answers():
+@pytest.mark.parametrize("page", ["service.md", "runs.md"])
+def test_the_transcript_is_what_a_server_answers(page):
     arguments = ["serve", "--port", "0", "--max-tokens", "20000", "--max-usd", "5"]
     with subprocess.Popen(
         [sys.executable, "-m", "tbc", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as server:
         try:
             where = server.stdout.readline().split()[-1]
-            shown = transcript(PAGE.read_text(encoding="utf-8"))
+            shown = transcript((DOCS / page).read_text(encoding="utf-8"))
             assert len(shown) > 5
             for command, answer in shown:
                 done = subprocess.run(

@@ -109,6 +109,8 @@ async def test_a_hard_stop_ends_a_run_with_what_was_done(client, service):
 async def test_a_step_that_costs_more_than_is_left_is_not_made(client, service):
     done = (await start(client, budget=0.02, latency_sla_ms=500)).json()
     assert done["stop"]["reason"] == "budget" and done["total_cost"] == 0
+    (step,) = done["steps"]
+    assert step["cause"] == "planning_premium_allowed" and step["problem"]["code"] == "budget_exceeded"
     assert "costs up to $0.03 with $0.02 left" in done["stop"]["message"]
 
 
@@ -361,6 +363,8 @@ async def test_a_callable_that_raises_fails_the_run_and_what_is_known_is_booked(
         "message": "Step 'execute' raised ValueError.",
     }
     step = found["steps"][1]
+    assert step["cause"] == "execution_standard"
+    assert step["problem"] == {"code": "step_raised", "message": "Step 'execute' raised ValueError."}
     assert (step["tokens"], step["estimated"]) == (1_000, True) and step["cost_usd"] == "0.015"
     manager = books_of(service)
     assert manager.report()["runs"]["consumed"] == 790 + 1_000 and not manager.ledger.open_holds

@@ -25,7 +25,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import tbc
 from tbc.clock import ManualClock
 from tbc.labels import OTHER
+from tbc.service.executors import Executor
 from tbc.tokens import EstimateCounter
+from tests.service_client import client_of, make_service
 
 PRICES = {"house": {"input_per_million": 10, "output_per_million": 100}}
 SECRET = "the prompt says sk-secret-0815"
@@ -269,6 +271,36 @@ def test_an_unknown_price_is_said_and_is_no_cost(seen: Seen):
     assert "tbc.cost.nano_usd" not in span.attributes
 
 
+def test_a_call_under_a_hold_of_ones_own_is_a_span_where_it_is_asked_for(seen: Seen):
+    manager = make_manager(max_usd="5")
+    telemetry = seen.watch(manager)
+    with manager.hold("writer", 500, model="house", operation=SECRET) as hold:
+        hold.settle(100)
+    assert seen.spans == []
+    with telemetry.inference(hold := manager.hold("writer", 500, model="house", operation=SECRET)) as call:
+        call.usage = tbc.usage.read_usage(REPLY)
+        hold.settle(usage=call.usage)
+    failing = manager.hold("writer", 500, model="house")
+    with pytest.raises(ProviderDownError), telemetry.inference(failing), failing:
+        assert tbc.current_hold() is failing
+        raise ProviderDownError
+    told, failed = seen.spans
+    assert (
+        told.name,
+        told.attributes["gen_ai.usage.input_tokens"],
+        told.attributes["tbc.cost.nano_usd"],
+    ) == (
+        "chat house",
+        90,
+        COST,
+    )
+    assert (failed.attributes["error.type"], failed.attributes["tbc.hold.state"]) == (
+        f"{__name__}.ProviderDownError",
+        "settled",
+    )
+    assert "secret" not in seen.everything()
+
+
 # -- what goes wrong ---------------------------------------------------------------------------------------
 
 
@@ -346,6 +378,26 @@ def test_streams_left_half_way_end_their_span_once_and_without_waiting(seen: See
     gc.collect()
     manager.hold("writer", 1).void()  # the next event does it, too
     assert len(seen.spans) == 3
+
+
+def test_a_coroutine_that_is_dropped_ends_its_span_without_waiting(seen: Seen):
+    manager = make_manager()
+    telemetry = seen.watch(manager)
+
+    @manager.govern("writer")
+    async def call(prompt: str, model: str = "house") -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        coroutine = call("x")
+        coroutine.send(None)
+        del coroutine
+        gc.collect()
+
+    asyncio.run(main())
+    assert seen.spans == []
+    telemetry.flush()
+    assert [span.attributes["tbc.hold.state"] for span in seen.spans] == ["settled"]
 
 
 def test_a_refusal_is_an_event_and_a_count_and_no_call(seen: Seen):
@@ -497,6 +549,37 @@ def test_who_shares_a_store_counts_its_own(seen: Seen, tmp_path):
     assert (seen.total("tbc.holds"), other.total("tbc.holds")) == (4, 4)
     assert (len(seen.spans), len(other.spans)) == (3, 4)
     assert sum(point.count for point in other.points("gen_ai.client.inference.duration")) == 4
+
+
+def test_calls_that_wait_for_a_store_keep_their_place_in_the_trace(seen: Seen, tmp_path):
+    tracer = seen.tracers.get_tracer("of the program")
+    with tbc.BudgetManager(store=f"sqlite:///{tmp_path}/books.db", counter=EstimateCounter()) as manager:
+        manager.register_agent("writer", max_tokens=10_000)
+        seen.watch(manager)
+
+        @manager.govern("writer", max_output_tokens=50)
+        async def call(number: int) -> Any:
+            with tracer.start_as_current_span(f"in {number}"):
+                await asyncio.sleep(0)
+            return REPLY
+
+        async def around(number: int) -> None:
+            with tracer.start_as_current_span(f"around {number}"):
+                await call(number)
+
+        async def main() -> None:
+            await asyncio.gather(*map(around, range(20)))
+
+        asyncio.run(main())
+        assert manager.report()["writer"]["consumed"] == 2_000
+    spans = {span.context.span_id: span for span in seen.spans}
+    assert Counter(span.name.partition(" ")[0] for span in seen.spans) == {"in": 20, "chat": 20, "around": 20}
+    for span in seen.spans:
+        if span.name.startswith("in "):
+            call_span = spans[span.parent.span_id]
+            assert call_span.name == "chat"
+            assert spans[call_span.parent.span_id].name == span.name.replace("in", "around")
+    assert seen.total("tbc.settled.tokens") == 2_000
 
 
 def test_calls_from_a_lease_have_spans(seen: Seen, tmp_path):
@@ -670,6 +753,39 @@ def test_the_service_tells_of_budgets_and_leaves_inferences_to_its_clients(how: 
         "tbc.holds.ended": [[1, {**of, "tbc.hold.state": "settled"}]],
         "tbc.settled.tokens": [[70, {**of, "tbc.estimated": False}]],
     }
+
+
+@pytest.mark.parametrize("calls_models", [True, False])
+def test_a_run_of_the_service_has_spans_where_it_calls_models_itself(seen: Seen, calls_models: bool):
+    manager = tbc.BudgetManager(max_usd="5")
+    seen.watch(manager)
+    tracer = seen.tracers.get_tracer("of the program")
+
+    def model(step: Any) -> dict[str, Any]:
+        tracer.start_span(f"in {step.name}").end()
+        return {"output": SECRET, "usage": {"input_tokens": 300, "output_tokens": 20}}
+
+    service = make_service(lambda name: manager, executor=Executor("m:f", model) if calls_models else None)
+
+    async def main() -> dict[str, Any]:
+        async with client_of(service) as client:
+            answer = await client.post("/agent/run", json={"goal": SECRET, "budget": 1})
+            return answer.json()
+
+    done = asyncio.run(main())
+    assert done["status"] == "completed" and len(done["steps"]) == 3
+    calls = [span for span in seen.spans if span.name.startswith("chat ")]
+    assert seen.total("tbc.settled.nano_usd") == manager.report("usd")["runs"]["consumed"] > 0
+    if not calls_models:
+        assert seen.spans == []  # nobody was asked: it is simulated
+        return
+    costs = [
+        (span.attributes["tbc.cost.nano_usd"], span.attributes["gen_ai.request.model"]) for span in calls
+    ]
+    assert costs == [(step["cost"], step["model"]) for step in done["steps"]]
+    inside = [span.parent.span_id for span in seen.spans if span.name.startswith("in ")]
+    assert inside == [span.context.span_id for span in calls]
+    assert "secret" not in seen.everything()
 
 
 def test_the_service_says_that_nothing_is_exported_without_an_sdk():

@@ -37,7 +37,7 @@ FLOORS = [
     "holds",
     "tree | lifecycle",
     "events",
-    "pool | streams",
+    "pool | streams | watching",
     "desk | govern",
     "leasing",
     "records",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tbc.error_codes import error_object
 from tbc.run_errors import InvalidGraphError
+from tbc.service.bodies import structure
 from tbc.service.graphs import MOST_EDGES, MOST_NODES, PRESETS, Condition, Edge, Graph, Node, StepGraph
 
 
@@ -100,6 +105,14 @@ def test_graphs_with_a_name_are_graphs_and_end_in_a_summary(name):
             assert len(way) < 10
         assert way[-1] == "summarize"
         assert (len(way) < len(found.nodes)) == (left < 0.3 and name != "default")
+
+
+def test_the_graph_of_the_page_is_a_graph():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "runs.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL)
+    found = Graph.of(structure(json.loads(text), StepGraph))
+    assert found.after("search", "done", 0.2) == found.after("search", "refused", 1.0) == "finish"
+    assert found.after("answer", "failed", 1.0) == "finish"
 
 
 NAMES = st.sampled_from("abcd")

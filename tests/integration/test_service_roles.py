@@ -1,0 +1,214 @@
+"""Policy and executor as two processes: the same runs; and nothing is called while the policy is away."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+
+import tbc
+from tbc.cli.serve import serve
+from tbc.errors import InvalidContractError
+from tbc.policy import V1, Policy, Rule, Tier
+from tbc.service import Pools, Service, create_app
+from tbc.service.asking import PolicyProcess
+from tbc.service.bearers import Bearers, TokenFile
+from tbc.service.executors import Executor
+from tests.service_client import client_of, make_service
+
+
+def code(answer):
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+class Beside(httpx.ASGITransport):
+    """A policy process that can be sent away."""
+
+    def __init__(self, policy=V1, **how):
+        self.service = Service(Pools(lambda name: tbc.BudgetManager()), policy=policy, role="policy", **how)
+        super().__init__(app=create_app(self.service))
+        self.answers = []  # what is answered or raised in its place
+        self.asked = []
+
+    async def handle_async_request(self, request):
+        self.asked.append(request)
+        if self.answers:
+            found = self.answers.pop(0)
+            if found == "nothing":
+                await asyncio.Event().wait()
+            if isinstance(found, Exception):
+                raise found
+            if found is not None:
+                return found
+        return await super().handle_async_request(request)
+
+
+def executor_of(beside, token=None, **how):
+    process = PolicyProcess("http://policy:8787", token, transport=beside, timeout_s=how.pop("timeout_s", 20))
+    return make_service(**{"policy": V1, "role": "executor", "policy_process": process, **how})
+
+
+RUN = {"goal": "x", "budget": "0.08", "latency_sla_ms": 200, "seed": 3}
+
+
+def run(test):
+    def tested():
+        async def within():
+            beside = Beside()
+            service = executor_of(beside)
+            async with client_of(service) as client:
+                await test(client, service, beside)
+
+        asyncio.run(within())
+
+    tested.__name__ = test.__name__
+    return tested
+
+
+def spent(service):
+    return sum(
+        pool.manager.report(axis="usd").get("runs", {"consumed": 0})["consumed"]
+        for pool in service.pools.open.values()
+    )
+
+
+@run
+async def test_two_processes_make_the_run_that_one_makes(client, service, beside):
+    async with client_of(make_service(policy=V1)) as alone:
+        one = (await alone.post("/agent/run", json=RUN)).json()
+    two = (await client.post("/agent/run", json=RUN)).json()
+    assert len(beside.asked) == 3 == len(two["steps"])
+    for answer in (one, two):
+        del answer["run_id"], answer["started_at"]
+    assert one == two
+
+
+@run
+async def test_each_role_serves_its_own(client, service, beside):
+    async with client_of(beside.service) as policy:
+        theirs = (await policy.get("/openapi.json")).json()["paths"]
+        assert set(theirs) == {"/policy/evaluate", "/metrics", "/health"}
+        assert code(await policy.post("/agent/run", json=RUN)) == (404, "not_found")
+        assert (await policy.get("/metrics")).status_code == 200
+    ours = set((await client.get("/openapi.json")).json()["paths"])
+    async with client_of(make_service()) as both:
+        assert ours | {"/policy/evaluate"} == set((await both.get("/openapi.json")).json()["paths"])
+    assert "/policy/evaluate" not in ours
+    assert code(await client.post("/policy/evaluate", json={"step": "plan"})) == (404, "not_found")
+
+
+AWAY = {
+    "refused": httpx.ConnectError("connection refused"),
+    "unauthorized": httpx.Response(401, json={"error": {"code": "unauthorized"}}),
+    "broken": httpx.Response(500, json={"error": {}}),
+    "no json": httpx.Response(200, text="<html>"),
+    "no choice": httpx.Response(200, json={"decision": {}}),
+    "a list": httpx.Response(200, json=[1]),
+}
+
+
+@pytest.mark.parametrize("how", AWAY)
+def test_no_step_is_made_without_the_policy_and_the_request_may_be_repeated(how):
+    @run
+    async def tested(client, service, beside):
+        beside.answers = [AWAY[how]]
+        keyed = {"Idempotency-Key": "k"}
+        away = await client.post("/agent/run", json=RUN, headers=keyed)
+        assert code(away) == (503, "policy_away") and away.json()["error"]["retryable"] is True
+        assert "retry-after" in away.headers
+        assert spent(service) == 0 and (await client.get("/runs")).json()["runs"] == []
+        again = await client.post("/agent/run", json=RUN, headers=keyed)
+        assert again.json()["status"] == "completed"
+
+    tested()
+
+
+@run
+async def test_a_policy_that_goes_away_in_the_middle_ends_the_run_with_what_was_done(client, service, beside):
+    beside.answers = [None, httpx.ConnectError("gone")]
+    done = (await client.post("/agent/run", json=RUN)).json()
+    assert done["status"] == "failed"
+    assert (done["stop"]["reason"], done["stop"]["cause"]) == ("policy", "policy_away")
+    assert [step["outcome"] for step in done["steps"]] == ["done", "failed"]
+    assert spent(service) == done["total_cost"] == 15_000_000
+
+
+@run
+async def test_a_connection_that_was_closed_while_idle_is_opened_again(client, service, beside):
+    beside.answers = [None, httpx.RemoteProtocolError("server disconnected"), None]
+    assert (await client.post("/agent/run", json=RUN)).json()["status"] == "completed"
+    assert len(beside.asked) == 4
+
+
+def test_a_policy_that_does_not_answer_in_time_is_away():
+    async def within():
+        beside = Beside()
+        service = executor_of(beside, timeout_s=0.01)
+        beside.answers = ["nothing"]
+        async with client_of(service) as client:
+            away = await client.post("/agent/run", json=RUN)
+        assert code(away) == (503, "policy_away") and "within 0.01 s" in away.json()["error"]["message"]
+
+    asyncio.run(within())
+
+
+def test_another_policy_than_ours_is_not_taken():
+    other = Policy(name="o", tiers=[Tier("cheap", 1, cost_usd=0)], rules=[Rule(tier="cheap", reason="all")])
+
+    async def within():
+        service = executor_of(Beside(other))
+        async with client_of(service) as client:
+            differs = await client.post("/agent/run", json=RUN)
+            assert code(differs) == (500, "policy_differs")
+            assert differs.json()["error"]["details"] == {"theirs": other.version, "ours": V1.version}
+            assert spent(service) == 0
+
+    asyncio.run(within())
+
+
+def test_the_policy_process_asks_for_a_token(tmp_path):
+    file = TokenFile(str(tmp_path / "tokens.json"))
+    _, text = file.create("team", ["read"], now=0.0)
+
+    async def within():
+        beside = Beside(bearers=Bearers(file, lambda: 0.0))
+        for token, expected in ((text, 200), ("tbc_wrong", 503), (None, 503)):
+            async with client_of(executor_of(beside, token)) as client:
+                assert (await client.post("/agent/run", json=RUN)).status_code == expected
+        counted = beside.service.pools.open["team"].metrics.counters()["AgentStepsTotal"]
+        assert counted == {"plan": {"standard": 1}, "execute": {"standard": 1}, "summarize": {"cheap": 1}}
+
+    asyncio.run(within())
+
+
+def test_latencies_that_the_executor_has_seen_are_told_to_the_policy():
+    one = Policy(
+        name="one", tiers=[Tier("only", 80, cost_usd="0.001")], rules=[Rule(tier="only", reason="x")]
+    )
+    usage = {"usage": {"input_tokens": 1, "output_tokens": 1}}
+
+    async def within():
+        service = executor_of(Beside(one), policy=one, executor=Executor("m:f", lambda step: usage))
+        for _ in range(20):
+            service.tier_policy.latencies.observe("only", 900)
+        async with client_of(service) as client:
+            slow = (await client.post("/agent/run", json={"goal": "x", "latency_sla_ms": 500})).json()
+        assert slow["stop"]["cause"] == "latency_sla_unachievable"
+
+    asyncio.run(within())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"role": "executor"}, "needs --policy-url"),
+        ({"role": "executor", "policy_url": "policy:1"}, "must begin with http://"),
+        ({"policy_url": "http://x"}, "is for --role executor"),
+        ({"role": "policy", "store": "sqlite:///x.db"}, "leave out --store"),
+        ({"executor": "math:pi"}, "cannot be called"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(arguments, said):
+    with pytest.raises(InvalidContractError, match=said):
+        serve(**arguments)
