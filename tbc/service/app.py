@@ -209,7 +209,7 @@ def create_app(service: Service) -> Starlette:
     endpoints: dict[str, Any] = {path: _Endpoint(service, methods) for path, methods in by_path.items()}
     endpoints["/openapi.json"] = _Document(service)
     routes = [Route(path, endpoint) for path, endpoint in endpoints.items()]
-    if "/v1/report" in by_path:
+    if "/v1/report" in by_path:  # what the page shows
         routes += page_routes(service)
     app = _App(routes=routes, exception_handlers={404: _not_found}, lifespan=lifespan)
     app.router.redirect_slashes = False
