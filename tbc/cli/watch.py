@@ -107,10 +107,10 @@ def _serve(store: Store, pool: str, port: int) -> None:
     """Serve the live page until SIGTERM or Ctrl-C."""
     from tbc.service import Pools, Service
     from tbc.service.server import serve
-    from tbc.service.viewed import VIEWS, ViewedPool
+    from tbc.service.viewed import ViewedPool
 
     pools = Pools(lambda name: ViewedPool(store, name), store)
-    service = Service(pools, pool=pool, here_only=True, only=VIEWS)
+    service = Service(pools, pool=pool, here_only=True, role="viewer")
     serve(
         service,
         "127.0.0.1",

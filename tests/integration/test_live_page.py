@@ -23,9 +23,14 @@ def page(browser):
     """Yield the page; afterwards nothing may have gone wrong in it, and nobody else may have been asked."""
     shown = Page(browser)
     shown.expected = ()
+    gone = (
+        "ERR_CONNECTION_",
+        "ERR_INCOMPLETE_CHUNKED_ENCODING",
+        "ERR_EMPTY_RESPONSE",
+    )  # the server has ended
     shown.look()
     yield shown
-    said = [each for each in shown.complaints() if not any(word in each for word in shown.expected)]
+    said = [each for each in shown.complaints() if not any(word in each for word in (*shown.expected, *gone))]
     hosts = {urlsplit(url).hostname for url in shown.asked() if url.startswith(("http", "ws"))}
     browser.get("about:blank")
     assert said == []
@@ -155,17 +160,17 @@ def test_a_refusal_is_shown_with_its_reason_and_what_was_lacking(page):
 def test_who_comes_later_sees_the_last_refusals_too(page, mode, word):
     manager = team(mode=mode)
     with served(manager) as service:
-        body = {"agent_name": "writer", "tokens": 50_000}
-        assert (
-            httpx.post(f"{service.url}/v1/holds", json=body).status_code
-            == {"enforce": 402, "audit": 200}[mode]
-        )
+        lacking = manager.decide("writer", 50_000).unmet
+        answer = httpx.post(f"{service.url}/v1/holds", json={"agent_name": "writer", "tokens": 50_000})
+        assert answer.status_code == {"enforce": 402, "audit": 200}[mode]
         manager.record_usage("reader", 5)
         page.open(service)
         rows = page.rows("log")
         assert [row["What"] for row in rows[:2]] == ["spent", word]
         assert rows[1]["Amount"] == "50,000 tokens" and "'writer' asks for 50,000 tokens" in rows[1]["Why"]
-        assert page.rows("unmet") == [], "what was before is no demand since the page was opened"
+        (level,) = page.rows("unmet")
+        assert (level["Priority"], level["Refusals"]) == ("9", "1")
+        assert level["Unmet"] == f"{lacking:,}" == "30,000"
 
 
 def test_a_line_comes_without_loading_the_page_again(page):
@@ -241,6 +246,31 @@ def test_no_digit_is_lost_above_what_a_double_holds(page):
         )
         assert found[:2] == ["9,223,372,036,854,775,807", "-$9,007,199.254740993"]
         assert found[2] == 'no " 12345678901234567890 number' and found[3] == pytest.approx(1795900803.123)
+
+
+SHORT = """
+const [pairs, done] = arguments;
+import("/static/amounts.js").then(({ short }) => {
+  done(pairs.map(([axis, amount]) => short(axis, BigInt(amount))));
+});
+"""
+
+
+def test_a_short_amount_says_that_it_is_rounded(page):
+    cases = [
+        ("tokens", 1_234_567, "1,234,567"),
+        ("tokens", 1_234_567_890, "~1.23B"),
+        ("tokens", 2_000_000_000, "2B"),
+        ("tokens", -1_234_567_890, "~-1.23B"),
+        ("usd", 1, "<$0.0001"),
+        ("usd", -123_456_789, "~-$0.1235"),
+        ("usd", 1_234_567_890_123, "~$1,234.57"),
+        ("usd", 1_500_000_000_000_000, "$1.5M"),
+    ]
+    with served(team()) as service:
+        page.open(service)
+        found = page.browser.execute_async_script(SHORT, [[axis, str(amount)] for axis, amount, _ in cases])
+        assert found == [shown for _, _, shown in cases]
 
 
 def test_hostile_names_and_notes_are_text(page):
@@ -436,7 +466,6 @@ def test_a_connection_that_is_silent_is_given_up(page):
 
 
 def test_a_lost_connection_is_said_and_the_page_goes_on_where_it_was(page):
-    page.expected = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING")
     manager = team()
     with served(manager) as service:
         page.open(service).js("window.mark = 1")

@@ -98,6 +98,11 @@ def test_a_page_of_another_name_does_not_reach_it():
     assert get("/", service=here, origin="http://evil.example").status_code == 403
 
 
+def test_a_process_without_books_has_no_page():
+    assert get("/", service=make_service(role="policy")).status_code == 404
+    assert get("/", service=make_service(role="executor")).status_code == 200
+
+
 @pytest.mark.parametrize("package", MANIFEST["packages"], ids=lambda package: package["name"])
 def test_a_library_is_as_it_was_published(package):
     assert package["licence"] in {"ISC", "BSD-3-Clause"}

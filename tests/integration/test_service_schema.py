@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, assume, settings
 from schemathesis.core.failures import FailureGroup
 
 import tbc
@@ -24,7 +24,13 @@ def make_manager(name):
 def schema_of(mode):
     config = schemathesis.Config.from_dict(
         {
-            "generation": {"mode": mode, "deterministic": True, "database": "none"},
+            # Why no security parameters: the token is put into every request below, whatever was generated.
+            "generation": {
+                "mode": mode,
+                "deterministic": True,
+                "database": "none",
+                "with-security-parameters": False,
+            },
             "checks": {"positive_data_acceptance": {"expected-statuses": [200, 402, 403, 404, 409, 422]}},
         }
     )
@@ -53,6 +59,11 @@ bounded = settings(
 )
 
 
+def is_lost_on_the_way(case):
+    """Return whether a query string does not show what is wrong: an empty list is written as nothing."""
+    return any(value in ([], {}, ()) for value in dict(case.query or {}).values())
+
+
 @schema_of("positive").parametrize()
 @bounded
 def test_what_the_document_allows_is_read(case):
@@ -64,6 +75,7 @@ def test_what_the_document_allows_is_read(case):
 @schema_of("negative").parametrize()
 @bounded
 def test_what_the_document_forbids_is_refused(case):
+    assume(not is_lost_on_the_way(case))
     case.call_and_validate(headers=TOKEN)
 
 

@@ -663,15 +663,15 @@ def test_no_word_of_a_prompt_a_reply_a_key_or_an_error_leaves(seen: Seen):
     seen.watch(manager)
     manager.govern("writer")(answer)(SECRET)
     manager.govern("writer")(answer)(SECRET, model=SECRET)  # a prompt in the wrong place
-    manager.hold("writer", 5, key="key-4711", operation="op-4711").settle(5)
-    manager.record_usage("writer", 5, "note-4711", key="key-0042")
+    manager.hold("writer", 5, key="key-zulu", operation="op-zulu").settle(5)
+    manager.record_usage("writer", 5, "note-zulu", key="key-yankee")
     with pytest.raises(ZeroDivisionError):
         manager.govern("writer")(lambda prompt: 1 / 0)(SECRET)
     with pytest.raises(tbc.BudgetExceededError):
         manager.govern("writer", max_output_tokens=90_000, min_output_tokens=90_000)(answer)(SECRET)
     text = seen.everything()
     assert "writer" in text and "chat (other)" in text
-    assert [word for word in ("secret", "answer that", "4711", "0042", "division") if word in text] == []
+    assert [word for word in ("secret", "answer that", "zulu", "yankee", "division") if word in text] == []
 
 
 # -- the service -------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 const NANO = 1_000_000_000n;
 const AMOUNTS = new Set([
   "allocated", "consumed", "held", "remaining", "min_reserve", "spare", "debt", "lent", "borrowed", "amount",
-  "requested", "treasury", "siblings", "ancestors", "available", "when_idle", "shortfall", "used",
+  "requested", "treasury", "siblings", "ancestors", "available", "when_idle", "shortfall", "unmet", "used",
 ]);
 // A string, or an integer that a double may not hold.
 const TOKEN = /"(?:[^"\\]|\\.)*"|-?\d{16,}(?![\d.eE])/g;
@@ -34,20 +34,28 @@ export function inWords(axis, amount) {
   return `${exact(axis, amount)} ${amount === 1n ? axis.slice(0, -1) : axis}`;
 }
 
+const STEPS = [[10n ** 18n, "E"], [10n ** 15n, "P"], [10n ** 12n, "T"], [10n ** 9n, "B"], [10n ** 6n, "M"], [1n, ""]];
+
 /** A few digits, for an axis or a tile; "~" says that it is rounded. */
 export function short(axis, amount) {
   const text = exact(axis, amount);
   if (text.length <= 9) return text;
   const size = amount < 0n ? -amount : amount;
   const [unit, mark] = axis === "usd" ? [NANO, "$"] : [1n, ""];
-  const steps = [[10n ** 18n, "E"], [10n ** 15n, "P"], [10n ** 12n, "T"], [10n ** 9n, "B"], [10n ** 6n, "M"], [1n, ""]];
-  const [scale, letter] = steps.find(([each]) => size >= each * unit) ?? [1n, ""];
+  const sign = (amount < 0n ? "-" : "") + mark;
+  if (axis === "usd" && size < 100n * NANO) {
+    const rounded = (size + 50_000n) / 100_000n; // $0.0001
+    if (rounded === 0n) return `${sign.replace("$", "")}<$0.0001`;
+    const about = rounded * 100_000n === size ? "" : "~";
+    return `${about}${sign}${rounded / 10_000n}.${String(rounded % 10_000n).padStart(4, "0")}`;
+  }
+  const [scale, letter] = STEPS.find(([each]) => size >= each * unit);
   const whole = scale * unit;
   const rounded = (size * 200n + whole) / (whole * 2n);
-  const about = (rounded * whole) === size * 100n ? "" : "~";
-  const hundredths = String(rounded % 100n).padStart(2, "0");
-  const decimals = axis === "usd" && !letter ? `.${hundredths}` : `.${hundredths}`.replace(/\.?0+$/, "");
-  return `${amount < 0n ? "-" : ""}${about}${mark}${grouped(String(rounded / 100n))}${decimals}${letter}`;
+  const about = rounded * whole === size * 100n ? "" : "~";
+  const decimals = `.${String(rounded % 100n).padStart(2, "0")}`;
+  const shown = mark && !letter ? decimals : decimals.replace(/\.?0+$/, "");
+  return `${about}${sign}${grouped(String(rounded / 100n))}${shown}${letter}`;
 }
 
 /** How many of 1,000 parts of `whole` a part is; for widths only. */
