@@ -247,11 +247,15 @@ class Clerk:
                 "Open a manager of its own in the child process",
             )
 
+    def ask_again(self) -> None:
+        """Ask a store that was away with the next operation, without a pause."""
+        self._ask_again_at = 0.0
+
     def close(self) -> None:
         """Serve what is in the queue and what was left, and end the thread; warn of what cannot be kept."""
         with contextlib.suppress(StoreError):
             self.run(lambda: None)
-        self._ask_again_at = 0.0
+        self.ask_again()
         for _ in range(0, len(self._left), _LEFT_AT_ONCE):
             self.try_again()
         self._closed = True

@@ -24,13 +24,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import attrs
 
-from tbc.axes import AXES, Axis
+from tbc.axes import AXES, USD, Axis
 from tbc.contract import check_fraction, check_seconds
 from tbc.errors import HoldEndedError, InvalidAmountError, TBCError
+
+if TYPE_CHECKING:
+    from tbc.ledger import Ledger
 
 __all__ = [
     "MARGIN",
@@ -42,6 +45,7 @@ __all__ = [
     "Refused",
     "Report",
     "Slice",
+    "used_of",
 ]
 
 #: The share of a lease's length that a worker leaves unused at its end, and that an operator waits after it:
@@ -94,6 +98,20 @@ class Amounts(NamedTuple):
     def plus(self, other: Amounts) -> Amounts:
         """Return the sums."""
         return Amounts(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def minus(self, other: Amounts) -> Amounts:
+        """Return the differences."""
+        return Amounts(*(a - b for a, b in zip(self, other, strict=True)))
+
+
+def used_of(ledger: Ledger, agent_name: str) -> Amounts:
+    """Return what an agent of books in memory has spent in all."""
+    with ledger.lock:
+        ledger.look()
+        books = ledger.find(agent_name)
+        tokens, usd, calls = (ledger.row(books, axis)["consumed"] or 0 for axis in AXES)
+        dollars = ledger.look_up(USD, books)
+        return Amounts(tokens, usd, calls, 0 if dollars is None else dollars.unpriced)
 
 
 class LeaseTerms(NamedTuple):

@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import json
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from tbc import lifecycle
 from tbc.away import Allowance, AwayBooks
 from tbc.axes import AXES, format_amount
 from tbc.clerk import Clerk
@@ -37,7 +39,9 @@ from tbc.stores.opening import open_store
 
 if TYPE_CHECKING:
     from tbc.decision import Settlement
+    from tbc.leases import Amounts
     from tbc.leasing import LeaseHold
+    from tbc.ledger import Ledger
     from tbc.stores.rows import PoolRow
     from tbc.stores.store import Store
     from tbc.usage import Usage
@@ -159,11 +163,26 @@ class StoredDesk:
         if self._clerk.is_elsewhere:
             return
         self._sweeper.stop()
+        self._clerk.ask_again()
         self.bring_home()
         self._threads.shutdown()
         self._clerk.close()
+        self._warn_of_what_is_left()
         if self._owns_store:
             self._store.close()
+
+    def _warn_of_what_is_left(self) -> None:
+        left = {} if self._away is None else self._away.left()
+        if left:
+            told = ", ".join(
+                f"{name!r}: " + " + ".join(format_amount(axis, n) for axis in AXES if (n := spent.on(axis)))
+                for name, spent in left.items()
+            )
+            warnings.warn(
+                f"store {self._store.path!r} does not have what was spent and held while it was away: {told}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def __enter__(self) -> Any:
         return self
@@ -248,11 +267,27 @@ class StoredDesk:
     def bring_home(self) -> None:
         """Book in the store what was spent while it was away, if it can be reached; it is tried by itself."""
         if self._away is not None:
-            record_usage: Callable[..., Any] = super().record_usage  # type: ignore[misc]
             with contextlib.suppress(StoreError):
-                self._away.bring_home(
-                    lambda *values, **named: self._clerk.run(partial(record_usage, *values, **named))
-                )
+                self._away.bring_home(lambda *spent: self._clerk.run(partial(self._book_away, *spent)))
+
+    def _book_away(self, agent_name: str, spent: Amounts, key: str) -> Settlement:
+        """Book what an agent has spent of the allowance; if it is closed by now, its parent pays."""
+        manager: Any = self
+        ledger: Ledger = manager.ledger
+        content = ("away", agent_name, spent)
+        with ledger.lock:
+            now = ledger.look()
+            settlement: Settlement | None = ledger.answers.recall(key, content)
+            if settlement is None:
+                books, note = ledger.find(agent_name), "while the store was away"
+                while books.closed:
+                    assert books.parent is not None, "the root is never closed"
+                    books, note = books.parent, f"of {agent_name!r} while the store was away"
+                usd = spent.usd or None
+                lines = lifecycle.as_usage(ledger, books, spent.tokens, usd, spent.calls, spent.unpriced)
+                settlement = lifecycle.book_usage(ledger, lines, now, note=note, key=key, model=None)
+                manager._remember(key, content, settlement)
+        return settlement
 
     # -- for callers that await ---------------------------------------------------------------------------
 
