@@ -193,6 +193,40 @@ def test_governed_functions_and_coroutines_are_kept(url):
         assert not manager.ledger.open_holds
 
 
+def test_an_event_loop_never_waits_for_the_store(tmp_path):
+    asked = []
+
+    class Watched(SqliteStore):
+        def transaction(self, pool=None, *, at=None):
+            asked.append(threading.current_thread())
+            return super().transaction(pool, at=at)
+
+    with Watched(tmp_path / "books.db") as store, open_manager(store, max_tokens=10_000) as manager:
+        manager.register_agent("writer")
+
+        @manager.govern("writer", max_output_tokens=50, expires_s=1e-9)  # is kept alive at every chunk
+        async def stream(fails):
+            yield "one word"
+            yield "another"
+            if fails:
+                raise RuntimeError("the provider hung up")
+
+        @manager.govern("writer", max_output_tokens=50)
+        async def open_stream():
+            return stream.__wrapped__(False)
+
+        async def work():
+            assert [chunk async for chunk in stream(False)] == ["one word", "another"]
+            with pytest.raises(RuntimeError, match="hung up"):
+                assert [chunk async for chunk in stream(True)] == []
+            assert [chunk async for chunk in await open_stream()] == ["one word", "another"]
+
+        asked.clear()
+        asyncio.run(work())
+        assert len(asked) >= 8 and threading.current_thread() not in asked
+        assert len(manager.ledger.history("writer")) == 3 and not manager.ledger.open_holds
+
+
 def test_who_is_cancelled_while_waiting_holds_nothing(url):
     with open_manager(url, max_tokens=10_000) as manager:
         manager.register_agent("writer", max_tokens=5_000)
