@@ -172,7 +172,9 @@ def picture(sight: Sight, width: int, *, ascii_only: bool = False) -> Renderable
     """
     counts = f"{sight.agents:,} agents, open holds: {sight.open_holds:,}, line {sight.seq:,}"
     drawn: list[RenderableType] = [
-        _line(("pool ", ""), (printable(sight.pool), "bold"), (f", mode {sight.mode}, {counts}", ""))
+        _line(
+            ("pool ", ""), (printable(sight.pool), "bold"), (f", opened in {sight.mode} mode, {counts}", "")
+        )
     ]
     for axis, sums in sight.sums.items():
         drawn += _totals(axis, sums, width, ascii_only=ascii_only)

@@ -350,6 +350,22 @@ def test_a_hold_is_found_by_its_number_in_another_process_open_or_ended(url):
                 first.find_hold(nobody)
 
 
+def test_a_hold_of_another_process_is_settled_at_the_price_of_its_model(url):
+    prices = {"cheap": {"input_per_million": "1", "output_per_million": "1"}}
+    with open_manager(url, max_usd="5", prices=prices) as manager:
+        manager.register_agent("writer", max_usd="2")
+        held = [manager.hold("writer", 100_000, model="cheap", key=key) for key in ("first", "second")]
+    with open_manager(url, prices=prices) as again:
+        again.hold("writer", 100_000, model="cheap", key="first").settle(1000)
+        found = again.find_hold(held[1].hold_id)
+        found.extend(100_000)
+        assert found.usd == 200_000_000
+        usage = tbc.Usage(input_tokens=10, output_tokens=20)
+        found.settle(usage=usage)
+        booked = [entry.consumed for entry in again.ledger.history("writer", axis="usd")]
+        assert booked == [1_000_000, 30_000]
+
+
 def test_a_lease_is_no_hold_that_could_be_found(url):
     with open_manager(url, max_tokens=1000) as manager:
         manager.register_agent("writer", max_tokens=500)
