@@ -125,6 +125,14 @@ class Books:
         spare = self.allocated - self.borrowed + self.lent - self.consumed - self.min_reserve
         return spare if spare > 0 and self.capped and not self.closed else 0
 
+    @property
+    def depth(self) -> int:
+        """How many accounts are above it."""
+        above, depth = self.parent, 0
+        while above is not None:
+            above, depth = above.parent, depth + 1
+        return depth
+
     def touch(self) -> None:
         """Tell the donor index that these numbers have changed."""
         if not self.stale:

@@ -37,6 +37,61 @@ def test_a_program_that_starts_again_finds_its_books(url):
         assert [entry.tokens for entry in manager.ledger.history("writer")] == [80, 50]
 
 
+@pytest.fixture(params=["a manager that is opened then", "one that is open already"])
+def other(request, url):
+    """Return what gives another manager of the same store, opened when asked for or before anything."""
+    early = tbc.BudgetManager(store=url, unknown_price="track") if "already" in request.param else None
+    managers = [] if early is None else [early]
+
+    def give():
+        if not managers:
+            managers.append(tbc.BudgetManager(store=url, unknown_price="track"))
+        return managers[0]
+
+    yield give
+    for manager in managers:
+        manager.close()
+
+
+@pytest.mark.parametrize("priced", [True, False])
+def test_what_is_below_a_cap_is_capped_for_others_too(url, other, priced):
+    with open_manager(url, unknown_price="track") as manager:
+        manager.register_agent("team", max_tokens=None, max_usd="1")
+        manager.register_agent("mid", parent="team", max_tokens=None)
+        manager.register_agent("leaf", parent="mid", max_tokens=None)
+        manager.hold("leaf", 100, usd="0" if priced else None).settle(100, usd="0" if priced else None)
+        with pytest.raises(tbc.BudgetExceededError):
+            other().hold("mid", usd="500")
+        assert other().accounts("usd") == manager.accounts("usd")
+
+
+def test_what_could_not_be_kept_leaves_the_accounts_below_where_they_are(url, monkeypatch):
+    with open_manager(url, max_usd="1") as manager:
+        manager.register_agent("mid", max_tokens=None)
+        manager.register_agent("leaf", parent="mid", max_tokens=None)
+        manager.hold("leaf", usd="0").settle(usd="0")
+        with monkeypatch.context() as patch:
+            patch.setattr(manager._keeper, "write", full)
+            with pytest.raises(tbc.StoreFullError):
+                manager.top_up("mid", usd="0.25")
+        manager.top_up("mid", usd="0.25")
+        assert manager.hold("leaf", usd="0.2").loans[0].donor == "mid"
+
+
+def full(*what):
+    raise tbc.StoreFullError("books.db", "there is no room left", "Make room")
+
+
+def test_an_agent_that_came_back_below_a_later_one_is_found_there(url, other):
+    with open_manager(url) as manager:
+        manager.register_agent("a", max_tokens=10)
+        manager.close_agent("a")
+        manager.register_agent("b", max_tokens=100)
+        manager.register_agent("a", parent="b", max_tokens=10)
+        assert other().accounts() == manager.accounts()
+        assert other().hold("a", 60).loans[0].donor == "b"
+
+
 def test_a_pool_that_others_keep_busy_is_opened_as_soon_as_they_let_go(tmp_path, monkeypatch):
     busy = [True] * 7
 
