@@ -430,6 +430,18 @@ class Ledger:
         books.stale = parent.index is None
         books.touch()
 
+    def leave_market(self, books: Books) -> None:
+        """Take an account out of the children of its parent; its index remembers nothing of it."""
+        above = books.parent
+        if above is None or above.children is None or books not in above.children:
+            return
+        if above.index is not None:
+            above.index.remove(books)
+        above.children.remove(books)
+        books.donor_entry = None
+        books.indexed_spare = books.indexed_idle = 0  # also of an index that was given up
+        books.stale = True
+
     def every_account(self) -> Iterator[Books]:
         """Yield the root, then the agents in registration order."""
         yield self.root

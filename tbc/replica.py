@@ -136,22 +136,11 @@ def _put_agent(ledger: Ledger, row: AgentRow, parent: Books) -> None:
 def _move(ledger: Ledger, books: Books, parent: Books, *, closed: bool) -> None:
     """Put an agent below a parent, among its children if it is open."""
     for own in ledger.every_book(books):
-        _leave(own)
+        ledger.leave_market(own)
         above = ledger.on(own.axis, parent)
         own.parent, own.closed = above, closed
         if not closed:
             ledger.join_market(own, above)
-            above.index = None
-
-
-def _leave(books: Books) -> None:
-    """Take an account out of its market."""
-    above = books.parent
-    if above is None or above.children is None or books not in above.children:
-        return
-    above.children.remove(books)
-    above.index = None  # a new one is made when somebody is short
-    books.stale = True
 
 
 def drop_agent(ledger: Ledger, agent_name: str) -> None:
@@ -159,7 +148,7 @@ def drop_agent(ledger: Ledger, agent_name: str) -> None:
     for rows in (ledger.accounts, *(side.accounts for side in ledger.sides.values())):
         books = rows.pop(agent_name, None)
         if books is not None:
-            _leave(books)
+            ledger.leave_market(books)
 
 
 def clear_account(ledger: Ledger, agent_name: str, axis: Any) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+from functools import partial
 
 import pytest
 
 import tbc
+from tbc.desk import SpendingDesk
 from tbc.stores import SqliteStore
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -80,6 +83,55 @@ def test_what_could_not_be_kept_leaves_the_accounts_below_where_they_are(url, mo
 
 def full(*what):
     raise tbc.StoreFullError("books.db", "there is no room left", "Make room")
+
+
+def test_an_operation_that_stops_half_way_is_taken_back_and_those_with_it_are_kept(url, monkeypatch):
+    remember = SpendingDesk._remember
+
+    def stop(self, key, *rest):
+        if key == "torn":
+            raise RuntimeError("half-way")
+        remember(self, key, *rest)
+
+    monkeypatch.setattr(SpendingDesk, "_remember", stop)
+    with open_manager(url, max_tokens=1000) as manager:
+        manager.register_agent("a", max_tokens=100)
+
+        async def together():
+            gate = threading.Event()
+            asking = [asyncio.ensure_future(manager.arun(gate.wait))]
+            await asyncio.sleep(0)  # it is asked first; the others wait for it and come in one batch
+            recording = [
+                partial(manager.record_usage, "a", 7, key=key) for key in ("before", "torn", "after")
+            ]
+            asking += [asyncio.ensure_future(manager.arun(record)) for record in recording]
+            await asyncio.sleep(0)
+            gate.set()
+            return await asyncio.gather(*asking, return_exceptions=True)
+
+        _, before, torn, after = asyncio.run(together())
+        assert (before.tokens, after.tokens) == (7, 7) and str(torn) == "half-way"
+        assert manager.report()["a"]["consumed"] == 14
+        with open_manager(url) as other:
+            assert other.report() == manager.report()
+            assert [line.key for line in other.ledger.history("a")] == ["before", "after"]
+
+
+def test_what_another_process_closed_is_forgotten_by_the_index_of_donors(url):
+    with open_manager(url, max_tokens=10_000) as one, open_manager(url) as other:
+        for name, priority in (("x", 9), ("y", 3)):
+            one.register_agent(name, priority=priority, max_tokens=1000, min_reserve=0)
+        other.register_agent("z", priority=10, max_tokens=0)
+        late = other.hold("x", 100, expires_s=0.001)
+        until(lambda: other.report() and late.state == "expired")
+        other.hold("z", 9500).void()  # x is known as a donor
+        one.close_agent("x")
+        one.update_agent("z", priority=4)
+        assert late.settle(1500).tokens == 1500
+        assert other.decide("z", 1).available == one.decide("z", 1).available == 8500
+        assert [one.report()["x"], other.report()["x"]] == [
+            {"allocated": 1500, "consumed": 1500, "remaining": 0}
+        ] * 2
 
 
 def test_an_agent_that_came_back_below_a_later_one_is_found_there(url, other):
