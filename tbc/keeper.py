@@ -132,7 +132,7 @@ class Keeper:
         self._writing = threading.RLock()
         self.mark = Mark()
         self._agents: dict[str, AgentRow] = {}
-        self._accounts: dict[tuple[str, Axis], AccountRow] = {}
+        self._accounts: dict[tuple[str, str], AccountRow] = {}
         self._holds: dict[int, tuple[Hold, HoldRow]] = {}  # open, or what more may be booked on
         self._answers = KeptAnswers(100_000, self)
         self._ledger.answers = self._answers
@@ -254,7 +254,7 @@ class Keeper:
         for agent in changes.agents:
             self._agents[agent.agent] = agent
         for account in changes.accounts:
-            self._accounts[account.agent, account.axis] = account  # type: ignore[index]
+            self._accounts[account.agent, account.axis] = account
         for hold, row in changes.holds:
             self._know(hold, row)
         del self._answers.new[: len(changes.answers)]
@@ -320,27 +320,29 @@ class Keeper:
             ledger.journal.lines.pop()
         ledger.seq = self.mark.seq
         for hold, _ in changes.holds:
-            known = self._holds.get(hold.hold_id)
-            if known is None:
+            kept_hold = self._holds.get(hold.hold_id)
+            if kept_hold is None:
                 replica.drop_hold(ledger, hold)
                 self._manager.forget_lease(hold.hold_id)
             else:
-                self._holds[hold.hold_id] = replica.put_hold(self._manager, *known), known[1]
+                self._holds[hold.hold_id] = replica.put_hold(self._manager, *kept_hold), kept_hold[1]
         holds = sorted(ledger.open_holds.items())  # oldest first again
         ledger.open_holds.clear()
         ledger.open_holds.update(holds)
-        for row in changes.agents:
-            if row.agent in self._agents:
-                replica.put_agent(ledger, self._agents[row.agent])
-        for account in changes.accounts:
-            axis: Axis = account.axis  # type: ignore[assignment]  # memory knows no others
-            if (account.agent, axis) in self._accounts:
-                replica.put_account(ledger, self._accounts[account.agent, axis])
-            else:
-                replica.drop_books(ledger, account.agent, axis)
+        replica.put_agents(
+            ledger, [self._agents[row.agent] for row in changes.agents if row.agent in self._agents]
+        )
         for row in changes.agents:
             if row.agent not in self._agents:
                 replica.drop_agent(ledger, row.agent)
+        known = []
+        for name, axis in {(row.agent, row.axis): None for row in changes.accounts}:
+            kept = self._accounts.get((name, axis))
+            if kept is not None:
+                known.append(kept)
+            elif name == ledger.root.name or name in ledger.accounts:
+                replica.clear_account(ledger, name, axis)
+        replica.put_accounts(ledger, known)
         kept_axes = {axis for _, axis in self._accounts}
         for axis in [axis for axis in ledger.sides if axis not in kept_axes]:
             del ledger.sides[axis]
@@ -350,12 +352,11 @@ class Keeper:
     def follow(self, news: News) -> None:
         """Let memory catch up with what others wrote; nothing of it may be new in memory. Under the lock."""
         ledger = self._ledger
-        for agent in news.agents:
-            replica.put_agent(ledger, agent)
-            self._agents[agent.agent] = agent
+        replica.put_agents(ledger, news.agents)
+        self._agents.update((agent.agent, agent) for agent in news.agents)
+        replica.put_accounts(ledger, news.accounts)
         for account in news.accounts:
-            replica.put_account(ledger, account)
-            self._accounts[account.agent, account.axis] = account  # type: ignore[index]
+            self._accounts[account.agent, account.axis] = account
         for row in news.holds:
             known = self._holds.get(row.hold_id)
             if known is not None or row.state == "open":
