@@ -41,7 +41,7 @@ from uuid import uuid4
 
 from tbc.axes import CALLS, TOKENS, USD, Axis
 from tbc.clock import Clock, system_clock
-from tbc.contract import check_amount
+from tbc.contract import ROOT, check_amount
 from tbc.decision import Decision
 from tbc.errors import BudgetExceededError, SliceTooSmallError, StoreError, TBCError
 from tbc.holds import Hold, PendingHold
@@ -96,8 +96,9 @@ class LeasedManager:
 
     Notes
     -----
-    Thread-safe; after a fork the child begins with leases of its own. Holds with a `key` go to the shared
-    pool, as a key must be known to all. In ``audit`` mode nothing is refused here either.
+    Thread-safe. After a fork the child has none of its parent's leases; over a store it has to open a manager
+    of its own: every operation of this one raises `StoreError` there. Holds with a `key`, and those of the
+    root, go to the shared pool: a key must be known to all. In ``audit`` mode nothing is refused here either.
 
     At `close`, calls in flight are booked in full, as everything that may have been sent is. What they say
     later is told if it is more.
@@ -267,6 +268,9 @@ class LeasedManager:
         directly: Callable[[], Hold],
     ) -> Hold:
         """Hold from the lease, or from a larger one, or else in the shared pool."""
+        if agent_name == ROOT:  # no agent, that could have books of its own here
+            may_wait()
+            return directly()
         seat = self._seats.get(agent_name)
         if seat is not None and self._clock() < seat.until:
             books = seat.books

@@ -22,6 +22,7 @@ Examples
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -220,7 +221,7 @@ class LeaseHolder:
     lease : Lease
         How it leases.
     life : str
-        What tells this life of the worker from all others before and after: it begins every key.
+        What tells this life of the worker from all others before and after, in every key.
 
     Attributes
     ----------
@@ -249,7 +250,8 @@ class LeaseHolder:
         self.closing: dict[int, Amounts] = {}
         self.guessed: set[int] = set()
         self.shut = False
-        self._life = life
+        names = f"{holder}/{agent_name}".encode(errors="backslashreplace")  # may be longer than a key
+        self._keys = f"lease/{hashlib.sha256(names).hexdigest()[:32]}/{life}"
         self._asks = 0
         self._asked_at = 0.0
 
@@ -267,7 +269,7 @@ class LeaseHolder:
         """
         if self.asked is None:
             self._asks += 1
-            key = f"lease/{self.holder}/{self.agent_name}/{self._life}/{self._asks}"
+            key = f"{self._keys}/{self._asks}"
             terms = self.lease.share, self.lease.seconds
             self.asked = Ask(key, self.agent_name, self.holder, need, *terms, self.hold_id, used)
             self._asked_at = now

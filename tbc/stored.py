@@ -317,7 +317,10 @@ class StoredDesk:
     ) -> Any:
         """Await what may wait for the store, done in a thread. If nobody waits any more, it is undone."""
         context = contextvars.copy_context()
-        doing = self._threads.submit(context.run, work, *values)
+        try:
+            doing = self._threads.submit(context.run, work, *values)
+        except RuntimeError as error:
+            raise StoreError(self._store.path, "its manager is closed", "Open it again") from error
         try:
             return await asyncio.shield(asyncio.wrap_future(doing))
         except asyncio.CancelledError:

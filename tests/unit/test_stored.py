@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+from collections import deque
 from functools import partial
 
 import pytest
@@ -300,6 +301,40 @@ def test_governed_functions_and_coroutines_are_kept(url):
         assert not manager.ledger.open_holds
 
 
+def test_an_event_loop_never_waits_for_the_store(tmp_path):
+    asked = []
+
+    class Watched(SqliteStore):
+        def transaction(self, pool=None, *, at=None):
+            asked.append(threading.current_thread())
+            return super().transaction(pool, at=at)
+
+    with Watched(tmp_path / "books.db") as store, open_manager(store, max_tokens=10_000) as manager:
+        manager.register_agent("writer")
+
+        @manager.govern("writer", max_output_tokens=50, expires_s=1e-9)  # is kept alive at every chunk
+        async def stream(fails):
+            yield "one word"
+            yield "another"
+            if fails:
+                raise RuntimeError("the provider hung up")
+
+        @manager.govern("writer", max_output_tokens=50)
+        async def open_stream():
+            return stream.__wrapped__(False)
+
+        async def work():
+            assert [chunk async for chunk in stream(False)] == ["one word", "another"]
+            with pytest.raises(RuntimeError, match="hung up"):
+                assert [chunk async for chunk in stream(True)] == []
+            assert [chunk async for chunk in await open_stream()] == ["one word", "another"]
+
+        asked.clear()
+        asyncio.run(work())
+        assert len(asked) >= 8 and threading.current_thread() not in asked
+        assert len(manager.ledger.history("writer")) == 3 and not manager.ledger.open_holds
+
+
 def test_who_is_cancelled_while_waiting_holds_nothing(url):
     with open_manager(url, max_tokens=10_000) as manager:
         manager.register_agent("writer", max_tokens=5_000)
@@ -334,6 +369,69 @@ def test_who_is_cancelled_while_waiting_finds_the_hold_under_its_key(url):
 
         asyncio.run(cancelled_and_asked_again())
         assert manager.report()["writer"]["consumed"] == 90
+
+
+def test_awaited_operations_after_the_close_raise_as_plain_ones_do(url):
+    manager = open_manager(url, max_tokens=1000)
+    manager.register_agent("writer")
+
+    @manager.govern("writer", max_output_tokens=5)
+    async def ask():
+        return "a word"
+
+    async def work():
+        hold = await manager.ahold("writer", 10)
+        manager.close()
+        with pytest.raises(tbc.StoreError, match="closed"):
+            manager.hold("writer", 1)
+        for awaited in (manager.ahold("writer", 1), hold.asettle(5), ask()):
+            with pytest.raises(tbc.StoreError, match="closed"):
+                await asyncio.wait_for(awaited, 10)
+
+    asyncio.run(work())
+
+
+def test_awaited_operations_after_the_close_are_kept_in_a_store_that_is_open(tmp_path):
+    with SqliteStore(tmp_path / "books.db") as store:
+        manager = open_manager(store, max_tokens=1000)
+        manager.register_agent("writer")
+
+        async def work():
+            hold = await manager.ahold("writer", 10)
+            manager.close()
+            await asyncio.wait_for(hold.asettle(5), 10)
+
+        asyncio.run(work())
+        with open_manager(store) as again:
+            assert again.report()["writer"]["consumed"] == 5
+
+
+def test_what_comes_while_the_one_who_serves_leaves_is_served(url):
+    class Queue(deque):
+        """Runs something when it is next seen to be empty."""
+
+        last = None
+
+        def __bool__(self):
+            empty, meanwhile = len(self) == 0, Queue.last
+            if empty and meanwhile is not None:
+                Queue.last = None
+                meanwhile()
+            return not empty
+
+    with open_manager(url, max_tokens=1000) as manager:
+        clerk, served = manager._clerk, threading.Event()
+        assert not clerk._queue
+        clerk._queue = Queue()
+
+        def meanwhile():
+            other = threading.Thread(target=clerk.later, args=(served.set,))
+            other.start()
+            other.join()
+
+        Queue.last = meanwhile
+        manager.report()
+        assert served.wait(5)
 
 
 def test_two_pools_of_one_store_do_not_see_each_other(url):
