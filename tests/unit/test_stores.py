@@ -333,3 +333,13 @@ def test_a_transaction_within_a_transaction_is_refused_and_the_outer_goes_on(sto
             store.close()
         writer.put_accounts("p", [ACCOUNTS[1]._replace(consumed=3)])
     assert store.load_pool("p").accounts[2].consumed == 3
+
+
+@pytest.mark.parametrize("name", ["note", "model"])
+@pytest.mark.parametrize("value", [5, True, b"text", "nul\0"])
+def test_what_is_no_text_is_not_kept_as_one(store, name, value):
+    fill(store)
+    line = LINES[-1]._replace(seq=6, **{name: value})
+    with pytest.raises(InvalidAmountError, match=f"{name} must be text"), store.transaction("p") as writer:
+        writer.append("p", [line])
+    assert list(store.entries("p")) == LINES and store.verify()[0].ok
