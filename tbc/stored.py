@@ -133,6 +133,7 @@ class StoredDesk:
         keeper = Keeper(manager, self._store, self._pool_name)
         for tries in count(1):
             try:
+                keeper.count_calls()
                 with self._store.transaction(self._pool_name):
                     state = self._store.load_pool(self._pool_name)
                     if state is not None:

@@ -29,7 +29,6 @@ __all__ = [
     "RunRow",
     "StepRow",
     "StoreInfo",
-    "TotalRow",
     "check_id",
     "check_int",
     "check_ints",
@@ -324,22 +323,6 @@ class EventRow(NamedTuple):
     at: float
     kind: str
     body: str
-
-
-class TotalRow(NamedTuple):
-    """Sums over the lines of a journal that agree in the first six fields; `lines` is how many they are."""
-
-    axis: str
-    agent: str
-    kind: str
-    model: str | None
-    note: str | None
-    estimated: bool
-    lines: int
-    allocated: int
-    consumed: int
-    held: int
-    unpriced: int
 
 
 class PoolState(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 
 import tbc
 from tbc.desk import SpendingDesk
-from tbc.stores import SqliteStore
+from tbc.stores import LineRow, SqliteStore
 from tests.waiting import until
 
 
@@ -161,6 +161,56 @@ def test_a_pool_that_others_keep_busy_is_opened_as_soon_as_they_let_go(tmp_path,
         busy.extend([True] * 8)
         with pytest.raises(tbc.StoreBusyError, match="others wrote"):
             open_manager(store)
+
+
+def test_others_write_while_a_long_journal_is_counted(tmp_path, monkeypatch):
+    address = f"sqlite:///{tmp_path}/books.db"
+    with open_manager(address) as other, SqliteStore(tmp_path / "books.db") as store:
+        other.register_agent("a", max_tokens=None)
+        count = store.ended_calls
+
+        def meanwhile(*what, **how):
+            counted = count(*what, **how)
+            other.record_usage("a", 5)  # it is not locked out, and what it writes is not missed
+            return counted
+
+        monkeypatch.setattr(store, "ended_calls", meanwhile)
+        with open_manager(store) as manager:
+            assert manager.report("calls")["a"]["consumed"] == 1
+
+
+def test_what_could_not_be_read_at_first_is_read_when_it_is_tried_again(tmp_path, monkeypatch):
+    with SqliteStore(tmp_path / "books.db") as store:
+        with open_manager(store) as manager:
+            manager.register_agent("a", max_tokens=None)
+            manager.record_usage("a", 5)
+        entries, busy = store.entries, [True]
+
+        def reading(*what):
+            if busy:
+                busy.pop()
+                raise tbc.StoreBusyError(store.path, "others kept it busy", "Try again")
+            return entries(*what)
+
+        monkeypatch.setattr(store, "entries", reading)
+        with open_manager(store) as manager:
+            assert manager.report("calls")["a"]["consumed"] == 1
+
+
+def test_a_pool_is_opened_whatever_its_holds_sum_to(open_again):
+    with open_again() as store:
+        with open_manager(store) as manager:
+            manager.register_agent("a", max_tokens=None)
+            seq = manager.ledger.seq
+        most = 2**62
+        lines = [
+            LineRow(seq + n, 9.0, kind, "a", None, 0, 0, held, seq + n - n % 2)
+            for n, (kind, held) in enumerate([("hold", most), ("void", -most)] * 4, 1)
+        ]
+        with store.transaction("default") as writer:
+            writer.append("default", lines)
+        with open_manager(store) as manager:
+            assert manager.report()["a"]["consumed"] == 0
 
 
 def test_other_caps_are_refused_with_both_numbers(url):
