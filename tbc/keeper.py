@@ -287,11 +287,15 @@ class Keeper:
         if known is not None and known.state in ("settled", "voided"):  # in this transaction
             hold.settlement = known.settlement
             return
-        if hold.hold_id > self.mark.seq:  # granted in this transaction
+        if self._is_new(hold.hold_id):  # granted in this transaction
             return
         row = self._store.find_hold(self._pool, hold_id=hold.hold_id)
         if row is not None:
             self._know(replica.put_hold(self._manager, hold, row), row)
+
+    def _is_new(self, hold_id: int) -> bool:
+        """Return whether a number was given in this transaction."""
+        return hold_id > self._ledger.numbers_from + self.mark.seq
 
     def find_hold(self, hold_id: int, hold: Hold | None = None) -> Hold | None:
         """Return the hold of this number, as the store has it if memory does not know it; or ``None``.
@@ -302,7 +306,7 @@ class Keeper:
         if known is not None:
             return known[0]
         granted = self._ledger.open_holds.get(hold_id, hold)
-        if hold_id > self.mark.seq:  # in this transaction
+        if self._is_new(hold_id):  # in this transaction
             return granted
         row = self._store.find_hold(self._pool, hold_id=hold_id)
         if row is None:

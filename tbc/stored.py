@@ -131,6 +131,7 @@ class StoredDesk:
         manager: Any = self
         ledger = manager.ledger
         keeper = Keeper(manager, self._store, self._pool_name)
+        ledger.numbers_from = self._store.numbers_from()
         for tries in count(1):
             try:
                 keeper.count_calls()

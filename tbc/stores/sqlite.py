@@ -254,6 +254,7 @@ class SqliteStore(Store):
                 copying.step()
             epoch = int(_meta(connection, "restore_epoch")) + 1
             connection.execute(schema.PUT_META, ("restore_epoch", str(epoch)))
+            connection.execute(schema.PUT_META, (statements.NUMBERS_FROM, ""))
             connection.execute(schema.PUT_META, ("clean_shutdown", _one(connection, schema.VERSIONS)))
             self._check_pages(connection, "quick_check")
 
@@ -419,10 +420,13 @@ class SqliteStore(Store):
                 raise StoreCorruptError(
                     self.path, f"its tables of version {number} were made by other statements", _RESTORE
                 )
-        if version < len(schema.MIGRATIONS):
+        is_new_copy = _meta(connection, statements.NUMBERS_FROM) == ""
+        if version < len(schema.MIGRATIONS) or is_new_copy:
             connection.execute(schema.BEGIN)
             try:
                 _migrate(connection, connection.pragma("user_version"))
+                if is_new_copy:
+                    connection.execute(schema.NUMBER_ON)
                 connection.execute(schema.COMMIT)
             except BaseException:
                 if connection.in_transaction:

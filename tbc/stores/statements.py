@@ -10,6 +10,8 @@ from typing import Final
 
 __all__: list[str] = []
 
+#: What in `meta` says beyond what holds are numbered; empty: nobody has opened the copy yet.
+NUMBERS_FROM: Final = "numbers_from"
 META: Final = "SELECT value FROM meta WHERE key = ?"
 COUNTS: Final = "SELECT count(*), CAST(coalesce(sum(seq), 0) AS BIGINT) FROM pools"
 

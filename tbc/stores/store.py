@@ -79,6 +79,11 @@ class Store(ABC):
         """Yield the events of a run after event `since`, oldest first; only a file keeps any."""
         return iter(())
 
+    def numbers_from(self) -> int:
+        """Return beyond what holds are numbered: no number of the time since a backup comes back."""
+        rows = self._rows(statements.META, statements.NUMBERS_FROM)
+        return int(rows[0][0]) if rows else 0
+
     def pools(self) -> list[PoolRow]:
         """Return the pools, oldest first."""
         return [PoolRow._make(row) for row in self._rows(statements.POOLS)]

@@ -163,6 +163,35 @@ def test_a_pool_that_others_keep_busy_is_opened_as_soon_as_they_let_go(tmp_path,
             open_manager(store)
 
 
+def test_a_restored_past_never_gives_a_number_again(open_again, tmp_path):
+    with open_again() as store, open_manager(store, max_tokens=1000) as manager:
+        manager.register_agent("a", max_tokens=400)
+        manager.register_agent("b", max_tokens=400)
+        kept = manager.hold("b", 10).hold_id
+        is_file = isinstance(store, SqliteStore)
+        if is_file:
+            store.backup(tmp_path / "copy.db")
+        else:
+            store.new_epoch()  # as after a restore
+        lost = manager.hold("a", 100).hold_id
+    with (
+        SqliteStore(tmp_path / "copy.db") if is_file else open_again() as store,
+        open_manager(store) as manager,
+    ):
+        other = manager.hold("b", 300)
+        assert other.hold_id > lost and other.hold_id < 2**53
+        assert manager.find_hold(kept).settle(7).tokens == 7
+        if is_file:
+            with pytest.raises(tbc.UnknownHoldError):
+                manager.find_hold(lost)
+        assert manager.find_hold(other.hold_id) is other
+        with open_manager(store) as again:
+            assert again.find_hold(other.hold_id).settle(300).tokens == 300
+            again.hold("a", 5, key="k")
+        assert manager.hold("a", 5, key="k").settle(5).tokens == 5
+        assert other.state == "settled" and store.verify()[0].ok
+
+
 def test_others_write_while_a_long_journal_is_counted(tmp_path, monkeypatch):
     address = f"sqlite:///{tmp_path}/books.db"
     with open_manager(address) as other, SqliteStore(tmp_path / "books.db") as store:
