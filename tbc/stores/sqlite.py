@@ -310,13 +310,19 @@ class SqliteStore(Store):
 
     def _find_or_make(self, create: bool) -> None:
         """See to it that there is a file that may be written to."""
-        path = Path(self.path)
+        path, lock = Path(self.path), Path(f"{self.path}.lock")
+        was_there = lock.is_file()  # looked at first: who makes the file makes its lock afterwards
         if not path.exists():
             log = Path(f"{self.path}-wal")
             if log.exists() and log.stat().st_size:
                 raise self._missing(
                     f"the file is missing, but its log {log.name!r} is there",
                     "Put the file back beside its log, or move the log away to begin anew",
+                )
+            if was_there:
+                raise self._missing(
+                    "the file is gone: it was opened here before",
+                    f"Put it or a backup in its place, or remove {lock.name!r} as well to begin anew",
                 )
             if not create:
                 raise self._missing(
@@ -426,7 +432,7 @@ class SqliteStore(Store):
             try:
                 _migrate(connection, connection.pragma("user_version"))
                 if is_new_copy:
-                    connection.execute(schema.NUMBER_ON)
+                    connection.execute(schema.PUT_NUMBERS_FROM)
                 connection.execute(schema.COMMIT)
             except BaseException:
                 if connection.in_transaction:

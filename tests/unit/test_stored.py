@@ -163,6 +163,21 @@ def test_a_pool_that_others_keep_busy_is_opened_as_soon_as_they_let_go(tmp_path,
             open_manager(store)
 
 
+def test_a_file_that_is_gone_is_never_replaced_by_an_empty_one(url, tmp_path):
+    with open_manager(url) as manager:
+        manager.register_agent("a", max_tokens=100)
+    (tmp_path / "books.db").rename(tmp_path / "elsewhere.db")
+    with pytest.raises(tbc.StoreMissingError, match=r"remove 'books.db.lock' as well"):
+        open_manager(url)
+    (tmp_path / "elsewhere.db").rename(tmp_path / "books.db")
+    with open_manager(url) as manager:
+        assert manager.report()["a"]["allocated"] == 100
+    (tmp_path / "books.db").unlink()
+    (tmp_path / "books.db.lock").unlink()
+    with open_manager(url) as manager:
+        assert manager.report() == {}
+
+
 def test_a_restored_past_never_gives_a_number_again(open_again, tmp_path):
     with open_again() as store, open_manager(store, max_tokens=1000) as manager:
         manager.register_agent("a", max_tokens=400)
