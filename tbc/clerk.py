@@ -391,6 +391,7 @@ class Clerk:
         optimistic = True
         while True:
             if self._torn:
+                self._keeper.count_calls()
                 with self._store.transaction(self._pool):
                     self._keeper.reload()
             self._torn = True

@@ -193,6 +193,8 @@ class Ledger:
         self.tend: Callable[[float], None] = _nothing
         self.lock = threading.Lock()
         self.seq = 0
+        #: Beyond what the numbers of holds go on: books out of a backup give none twice.
+        self.numbers_from = 0
         self.journal = Journal(keep)
         self.lines = self.journal.lines
         self.answers = Answers(keep)

@@ -149,6 +149,8 @@ def drop_agent(ledger: Ledger, agent_name: str) -> None:
         books = rows.pop(agent_name, None)
         if books is not None:
             ledger.leave_market(books)
+            if books.parent is not None:
+                books.parent.index = None  # it may know it by its order, which the next one will have
 
 
 def clear_account(ledger: Ledger, agent_name: str, axis: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import tbc
 from tbc.desk import SpendingDesk
-from tbc.stores import SqliteStore
+from tbc.stores import LineRow, SqliteStore
 from tests.waiting import until
 
 
@@ -79,7 +79,8 @@ def test_what_could_not_be_kept_leaves_the_accounts_below_where_they_are(url, mo
             with pytest.raises(tbc.StoreFullError):
                 manager.top_up("mid", usd="0.25")
         manager.top_up("mid", usd="0.25")
-        assert manager.hold("leaf", usd="0.2").loans[0].donor == "mid"
+        manager.hold("leaf", usd="0.2")
+        assert manager.report("usd")["mid"]["allocated"] == 50_000_000
 
 
 def full(*what):
@@ -161,6 +162,100 @@ def test_a_pool_that_others_keep_busy_is_opened_as_soon_as_they_let_go(tmp_path,
         busy.extend([True] * 8)
         with pytest.raises(tbc.StoreBusyError, match="others wrote"):
             open_manager(store)
+
+
+def test_a_file_that_is_gone_is_never_replaced_by_an_empty_one(url, tmp_path):
+    with open_manager(url) as manager:
+        manager.register_agent("a", max_tokens=100)
+    (tmp_path / "books.db").rename(tmp_path / "elsewhere.db")
+    with pytest.raises(tbc.StoreMissingError, match=r"remove 'books.db.lock' as well"):
+        open_manager(url)
+    (tmp_path / "elsewhere.db").rename(tmp_path / "books.db")
+    with open_manager(url) as manager:
+        assert manager.report()["a"]["allocated"] == 100
+    (tmp_path / "books.db").unlink()
+    (tmp_path / "books.db.lock").unlink()
+    with open_manager(url) as manager:
+        assert manager.report() == {}
+
+
+def test_a_restored_past_never_gives_a_number_again(open_again, tmp_path):
+    with open_again() as store, open_manager(store, max_tokens=1000) as manager:
+        manager.register_agent("a", max_tokens=400)
+        manager.register_agent("b", max_tokens=400)
+        kept = manager.hold("b", 10).hold_id
+        is_file = isinstance(store, SqliteStore)
+        if is_file:
+            store.backup(tmp_path / "copy.db")
+        else:
+            store.new_epoch()  # as after a restore
+        lost = manager.hold("a", 100).hold_id
+    with (
+        SqliteStore(tmp_path / "copy.db") if is_file else open_again() as store,
+        open_manager(store) as manager,
+    ):
+        other = manager.hold("b", 300)
+        assert other.hold_id > lost and other.hold_id < 2**53
+        assert manager.find_hold(kept).settle(7).tokens == 7
+        if is_file:
+            with pytest.raises(tbc.UnknownHoldError):
+                manager.find_hold(lost)
+        assert manager.find_hold(other.hold_id) is other
+        with open_manager(store) as again:
+            assert again.find_hold(other.hold_id).settle(300).tokens == 300
+            again.hold("a", 5, key="k")
+        assert manager.hold("a", 5, key="k").settle(5).tokens == 5
+        assert other.state == "settled" and store.verify()[0].ok
+
+
+def test_others_write_while_a_long_journal_is_counted(tmp_path, monkeypatch):
+    address = f"sqlite:///{tmp_path}/books.db"
+    with open_manager(address) as other, SqliteStore(tmp_path / "books.db") as store:
+        other.register_agent("a", max_tokens=None)
+        count = store.ended_calls
+
+        def meanwhile(*what, **how):
+            counted = count(*what, **how)
+            other.record_usage("a", 5)  # it is not locked out, and what it writes is not missed
+            return counted
+
+        monkeypatch.setattr(store, "ended_calls", meanwhile)
+        with open_manager(store) as manager:
+            assert manager.report("calls")["a"]["consumed"] == 1
+
+
+def test_what_could_not_be_read_at_first_is_read_when_it_is_tried_again(tmp_path, monkeypatch):
+    with SqliteStore(tmp_path / "books.db") as store:
+        with open_manager(store) as manager:
+            manager.register_agent("a", max_tokens=None)
+            manager.record_usage("a", 5)
+        entries, busy = store.entries, [True]
+
+        def reading(*what):
+            if busy:
+                busy.pop()
+                raise tbc.StoreBusyError(store.path, "others kept it busy", "Try again")
+            return entries(*what)
+
+        monkeypatch.setattr(store, "entries", reading)
+        with open_manager(store) as manager:
+            assert manager.report("calls")["a"]["consumed"] == 1
+
+
+def test_a_pool_is_opened_whatever_its_holds_sum_to(open_again):
+    with open_again() as store:
+        with open_manager(store) as manager:
+            manager.register_agent("a", max_tokens=None)
+            seq = manager.ledger.seq
+        most = 2**62
+        lines = [
+            LineRow(seq + n, 9.0, kind, "a", None, 0, 0, held, seq + n - n % 2)
+            for n, (kind, held) in enumerate([("hold", most), ("void", -most)] * 4, 1)
+        ]
+        with store.transaction("default") as writer:
+            writer.append("default", lines)
+        with open_manager(store) as manager:
+            assert manager.report()["a"]["consumed"] == 0
 
 
 def test_other_caps_are_refused_with_both_numbers(url):
