@@ -7,7 +7,8 @@ carries many operations ("group commit"), and alone nobody waits for anybody. Co
 thread of the clerk's, so that an event loop never waits.
 
 An operation is only answered when what it did is kept. If it cannot be kept, memory takes it back and the
-operation raises the store's error.
+operation raises the store's error. One that stops half-way, by an error that is no refusal, is taken back
+too, and the others are done without it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, Final
 
 from tbc.clock import system_clock
-from tbc.errors import StoreAwayError, StoreError, StoreStaleError
+from tbc.errors import StoreAwayError, StoreError, StoreStaleError, TBCError
 
 if TYPE_CHECKING:
     from tbc.keeper import Changes, Keeper
@@ -71,6 +72,12 @@ class _Task:
         self._result, self._error = None, error
 
     @property
+    def is_torn(self) -> bool:
+        """Whether it may have stopped half-way: its error is none of those that leave the books whole."""
+        error = self._error
+        return error is not None and (not isinstance(error, TBCError) or isinstance(error, StoreError))
+
+    @property
     def is_unkept(self) -> bool:
         """Whether nobody waits for it, and the store could not keep it."""
         return self.what is not None and isinstance(self._error, StoreError)
@@ -89,6 +96,10 @@ class _Task:
             future.set_exception(self._error)
         else:
             future.set_result(self._result)
+
+
+class _TornError(Exception):
+    """An operation stopped half-way: what was done with it is taken back, and the others are done again."""
 
 
 class Clerk:
@@ -381,6 +392,7 @@ class Clerk:
         optimistic = True
         while True:
             if self._torn:
+                self._keeper.count_calls()
                 with self._store.transaction(self._pool):
                     self._keeper.reload()
             self._torn = True
@@ -388,6 +400,13 @@ class Clerk:
                 self._transact(batch, optimistic)
                 self._torn = False
                 return
+            except _TornError:
+                with self._ledger.lock:
+                    self._keeper.undo()
+                self._torn = False
+                batch = [task for task in batch if not task.is_torn]
+                if not batch:
+                    return
             except StoreStaleError:
                 with self._ledger.lock:
                     self._keeper.undo()
@@ -430,6 +449,8 @@ class Clerk:
                 self._follow()
             for task in batch:
                 task.execute()
+                if task.is_torn:
+                    raise _TornError
             with self._ledger.lock:
                 changes = keeper.changes()
             if changes:

@@ -144,7 +144,8 @@ class SpendingDesk(Pool):
                     self, ledger, asked, now, ends, self._mode, clamp, key, operation, None
                 )
             else:
-                granted = Hold(self, books, ledger.seq + 1, tokens, now, ends, key, operation, None)
+                number = ledger.numbers_from + ledger.seq + 1
+                granted = Hold(self, books, number, tokens, now, ends, key, operation, None)
                 lifecycle.set_aside(ledger, granted)
             if content is not None:
                 self._remember(key, content, granted)

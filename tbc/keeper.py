@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from tbc import replica
 from tbc.axes import TOKENS, Axis
 from tbc.decision import Kind
-from tbc.errors import KeyConflictError, StoreMissingError
+from tbc.errors import KeyConflictError, StoreMissingError, StoreStaleError
 from tbc.holds import Hold
 from tbc.journal import ended_calls
 from tbc.keys import Answers
@@ -132,8 +132,10 @@ class Keeper:
         self._writing = threading.RLock()
         self.mark = Mark()
         self._agents: dict[str, AgentRow] = {}
-        self._accounts: dict[tuple[str, Axis], AccountRow] = {}
+        self._accounts: dict[tuple[str, str], AccountRow] = {}
         self._holds: dict[int, tuple[Hold, HoldRow]] = {}  # open, or what more may be booked on
+        self._calls: dict[str, int] = {}  # ended ones, in the lines up to `_counted_to`
+        self._counted_to = 0
         self._answers = KeptAnswers(100_000, self)
         self._ledger.answers = self._answers
         self._fold_at, self._ledger.journal.fold_at = self._ledger.journal.fold_at, 2**63
@@ -254,7 +256,7 @@ class Keeper:
         for agent in changes.agents:
             self._agents[agent.agent] = agent
         for account in changes.accounts:
-            self._accounts[account.agent, account.axis] = account  # type: ignore[index]
+            self._accounts[account.agent, account.axis] = account
         for hold, row in changes.holds:
             self._know(hold, row)
         del self._answers.new[: len(changes.answers)]
@@ -285,11 +287,15 @@ class Keeper:
         if known is not None and known.state in ("settled", "voided"):  # in this transaction
             hold.settlement = known.settlement
             return
-        if hold.hold_id > self.mark.seq:  # granted in this transaction
+        if self._is_new(hold.hold_id):  # granted in this transaction
             return
         row = self._store.find_hold(self._pool, hold_id=hold.hold_id)
         if row is not None:
             self._know(replica.put_hold(self._manager, hold, row), row)
+
+    def _is_new(self, hold_id: int) -> bool:
+        """Return whether a number was given in this transaction."""
+        return hold_id > self._ledger.numbers_from + self.mark.seq
 
     def find_hold(self, hold_id: int, hold: Hold | None = None) -> Hold | None:
         """Return the hold of this number, as the store has it if memory does not know it; or ``None``.
@@ -300,7 +306,7 @@ class Keeper:
         if known is not None:
             return known[0]
         granted = self._ledger.open_holds.get(hold_id, hold)
-        if hold_id > self.mark.seq:  # in this transaction
+        if self._is_new(hold_id):  # in this transaction
             return granted
         row = self._store.find_hold(self._pool, hold_id=hold_id)
         if row is None:
@@ -320,27 +326,29 @@ class Keeper:
             ledger.journal.lines.pop()
         ledger.seq = self.mark.seq
         for hold, _ in changes.holds:
-            known = self._holds.get(hold.hold_id)
-            if known is None:
+            kept_hold = self._holds.get(hold.hold_id)
+            if kept_hold is None:
                 replica.drop_hold(ledger, hold)
                 self._manager.forget_lease(hold.hold_id)
             else:
-                self._holds[hold.hold_id] = replica.put_hold(self._manager, *known), known[1]
+                self._holds[hold.hold_id] = replica.put_hold(self._manager, *kept_hold), kept_hold[1]
         holds = sorted(ledger.open_holds.items())  # oldest first again
         ledger.open_holds.clear()
         ledger.open_holds.update(holds)
-        for row in changes.agents:
-            if row.agent in self._agents:
-                replica.put_agent(ledger, self._agents[row.agent])
-        for account in changes.accounts:
-            axis: Axis = account.axis  # type: ignore[assignment]  # memory knows no others
-            if (account.agent, axis) in self._accounts:
-                replica.put_account(ledger, self._accounts[account.agent, axis])
-            else:
-                replica.drop_books(ledger, account.agent, axis)
+        replica.put_agents(
+            ledger, [self._agents[row.agent] for row in changes.agents if row.agent in self._agents]
+        )
         for row in changes.agents:
             if row.agent not in self._agents:
                 replica.drop_agent(ledger, row.agent)
+        known = []
+        for name, axis in {(row.agent, row.axis): None for row in changes.accounts}:
+            kept = self._accounts.get((name, axis))
+            if kept is not None:
+                known.append(kept)
+            elif name == ledger.root.name or name in ledger.accounts:
+                replica.clear_account(ledger, name, axis)
+        replica.put_accounts(ledger, known)
         kept_axes = {axis for _, axis in self._accounts}
         for axis in [axis for axis in ledger.sides if axis not in kept_axes]:
             del ledger.sides[axis]
@@ -350,12 +358,11 @@ class Keeper:
     def follow(self, news: News) -> None:
         """Let memory catch up with what others wrote; nothing of it may be new in memory. Under the lock."""
         ledger = self._ledger
-        for agent in news.agents:
-            replica.put_agent(ledger, agent)
-            self._agents[agent.agent] = agent
+        replica.put_agents(ledger, news.agents)
+        self._agents.update((agent.agent, agent) for agent in news.agents)
+        replica.put_accounts(ledger, news.accounts)
         for account in news.accounts:
-            replica.put_account(ledger, account)
-            self._accounts[account.agent, account.axis] = account  # type: ignore[index]
+            self._accounts[account.agent, account.axis] = account
         for row in news.holds:
             known = self._holds.get(row.hold_id)
             if known is not None or row.state == "open":
@@ -367,19 +374,34 @@ class Keeper:
         self._manager.note_elsewhere(range(last + 1, ledger.seq + 1))
         self.mark = news.mark
 
-    def _begin_journal(self) -> None:
+    def count_calls(self) -> None:
+        """Count the ended calls of every agent, as far as the journal goes; others may write meanwhile.
+
+        For a long journal that takes its time: before a transaction, what is built in it has less to read.
+        """
+        if not self.mark.version:  # nothing was built yet: it may be tried again on other books
+            self._calls, self._counted_to = {}, 0
+        seq, counts = self._store.ended_calls(self._pool, since=self._counted_to)
+        for name, calls in counts.items():
+            self._calls[name] = self._calls.get(name, 0) + calls
+        self._counted_to = seq
+
+    def _begin_journal(self, last: list[LineRow]) -> None:
         """Give memory the last lines of the journal, and what they began with."""
-        ledger = self._ledger
+        ledger, begin = self._ledger, self.mark.seq - _RECENT
         balances: dict[tuple[Axis, str], list[int]] = {}
-        for total in self._store.totals(self._pool):
-            calls = ended_calls(total.axis, total.kind, total.consumed, total.lines)
-            _add(balances, (TOKENS, total.agent), (0, 0, 0, 0, calls))
+        for name, calls in self._calls.items():
+            _add(balances, (TOKENS, name), (0, 0, 0, 0, calls))
         for (name, axis), row in self._accounts.items():
             numbers = row.allocated, row.consumed, row.held, row.unpriced, 0
             _add(balances, (axis, name), numbers)
         lines = []
-        for line in self._store.entries(self._pool, max(0, self.mark.seq - _RECENT)):
+        for line in last:
             calls = ended_calls(line.axis, line.kind, line.consumed)
+            if line.seq > self._counted_to:
+                _add(balances, (TOKENS, line.agent_name), (0, 0, 0, 0, calls))
+            if line.seq <= begin:
+                continue
             numbers = line.allocated, line.consumed, line.held, line.unpriced, 0
             _add(balances, (line.axis, line.agent_name), (-number for number in numbers))
             _add(balances, (TOKENS, line.agent_name), (0, 0, 0, 0, -calls))
@@ -441,7 +463,13 @@ class Keeper:
         self._build(state)
 
     def _build(self, state: PoolState) -> list[Hold]:
-        ledger = self._ledger
+        ledger, seq = self._ledger, state.pool.seq
+        if seq < self._counted_to:
+            raise StoreStaleError(
+                self.path, f"pool {self._pool!r} has become shorter: line {seq} is its last", "Open it again"
+            )
+        # Read before anything changes: what cannot be read now can be tried again.
+        last = list(self._store.entries(self._pool, max(0, min(self._counted_to, seq - _RECENT))))
         with ledger.lock:
             ledger.open_holds.clear()
             ledger.accounts.clear()
@@ -454,7 +482,7 @@ class Keeper:
             self._accounts.clear()
             self._answers.take_back()
             self.follow(News(Mark(*state.pool[4:7]), (), state.agents, state.accounts, state.holds))
-            self._begin_journal()
+            self._begin_journal(last)
             ledger.seq = self.mark.seq
             ledger.noted.clear()
             return list(ledger.open_holds.values())

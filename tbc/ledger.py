@@ -125,6 +125,14 @@ class Books:
         spare = self.allocated - self.borrowed + self.lent - self.consumed - self.min_reserve
         return spare if spare > 0 and self.capped and not self.closed else 0
 
+    @property
+    def depth(self) -> int:
+        """How many accounts are above it."""
+        above, depth = self.parent, 0
+        while above is not None:
+            above, depth = above.parent, depth + 1
+        return depth
+
     def touch(self) -> None:
         """Tell the donor index that these numbers have changed."""
         if not self.stale:
@@ -185,6 +193,8 @@ class Ledger:
         self.tend: Callable[[float], None] = _nothing
         self.lock = threading.Lock()
         self.seq = 0
+        #: Beyond what the numbers of holds go on: books out of a backup give none twice.
+        self.numbers_from = 0
         self.journal = Journal(keep)
         self.lines = self.journal.lines
         self.answers = Answers(keep)
@@ -421,6 +431,18 @@ class Ledger:
         parent.children.append(books)
         books.stale = parent.index is None
         books.touch()
+
+    def leave_market(self, books: Books) -> None:
+        """Take an account out of the children of its parent; its index remembers nothing of it."""
+        above = books.parent
+        if above is None or above.children is None or books not in above.children:
+            return
+        if above.index is not None:
+            above.index.remove(books)
+        above.children.remove(books)
+        books.donor_entry = None
+        books.indexed_spare = books.indexed_idle = 0  # also of an index that was given up
+        books.stale = True
 
     def every_account(self) -> Iterator[Books]:
         """Yield the root, then the agents in registration order."""

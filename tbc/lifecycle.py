@@ -179,19 +179,19 @@ def _largest(least: int, most: int, cost: Callable[[int], int], limit: int) -> i
 def set_aside(ledger: Ledger, hold: Hold, *, first_of_many: bool = False) -> None:
     """Open a hold that fits, or whose loans follow at once, and write it down: the busiest path.
 
-    Its number is that of the next line. As the `first_of_many` steps it is unfinished, and voided if no
-    others follow: nobody has it yet.
+    Its number is that of the next line, beyond `Ledger.numbers_from`. As the `first_of_many` steps it is
+    unfinished, and voided if no others follow: nobody has it yet.
     """
-    books, seq, expires_at = hold.books, hold.hold_id, hold.expires_at
+    books, hold_id, expires_at = hold.books, hold.hold_id, hold.expires_at
     if not books.stale:
         books.touch()
     write = ledger.lines.append
     if expires_at < ledger.unsorted_due:
         ledger.unsorted_due = expires_at
         ledger.due = min(ledger.due, expires_at)
-    ledger.seq = seq  # no call from here on but the last: see `Ledger.book`
+    ledger.seq += 1  # no call from here on but the last: see `Ledger.book`
     books.held += hold.amount
-    ledger.open_holds[seq] = hold
+    ledger.open_holds[hold_id] = hold
     if first_of_many:
         ledger.unfinished = hold, None
         ledger.due = -inf
@@ -231,7 +231,8 @@ def grant(
         covers = [_loans_for(part, decision) for part in asked]
     tokens, *others = asked
     due = min(ledger.due, expires_at)
-    hold = made(desk, tokens.books, ledger.seq + 1, tokens.amount, now, expires_at, key, operation, model)
+    number = ledger.numbers_from + ledger.seq + 1
+    hold = made(desk, tokens.books, number, tokens.amount, now, expires_at, key, operation, model)
     set_aside(ledger, hold, first_of_many=bool(others or (covers and covers[0][0])))
     hold.decision = decision
     for part in others:

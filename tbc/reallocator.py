@@ -206,12 +206,12 @@ class _Round:
             while ancestor is not None:
                 markets[ancestor] = None
                 ancestor = ancestor.parent if ancestor.capped else None
-        upwards = sorted(markets, key=lambda parent: (-_depth(parent), parent.order))
+        upwards = sorted(markets, key=lambda parent: (-parent.depth, parent.order))
         for parent in upwards:
             clearing, _ = self._clear(parent)
             self._given[parent] = int(clearing.given[0])
             self._lacking[parent] = int(clearing.unmet.sum()) if parent.capped else 0
-        for parent in sorted(markets, key=lambda parent: (_depth(parent), parent.order)):
+        for parent in sorted(markets, key=lambda parent: (parent.depth, parent.order)):
             self._settle_market(parent)
         return self._moves
 
@@ -261,13 +261,6 @@ class _Round:
     def _move(self, kind: Kind, donor: Books, recipient: Books, tokens: int) -> None:
         if tokens:
             self._moves.append(Move(kind, donor, recipient, tokens))
-
-
-def _depth(books: Books) -> int:
-    depth = 0
-    while books.parent is not None:
-        books, depth = books.parent, depth + 1
-    return depth
 
 
 class Reallocator:

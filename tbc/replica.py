@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 __all__ = [
     "account_row",
     "agent_row",
+    "clear_account",
     "drop_agent",
-    "drop_books",
     "drop_hold",
     "forget_loans",
     "hold_row",
-    "put_account",
-    "put_agent",
+    "put_accounts",
+    "put_agents",
     "put_hold",
 ]
 
@@ -108,15 +108,20 @@ def _lease_json(hold: LeaseHold, epoch: float) -> str:
 # -- rows to books ---------------------------------------------------------------------------------------
 
 
-def put_agent(ledger: Ledger, row: AgentRow) -> None:
-    """Open, change or close an agent as its row says."""
-    if row.parent is None:
-        return
-    parent = ledger.find(row.parent)
-    books = ledger.accounts.get(row.agent)
-    if books is None:
-        books = ledger.open_account(row.agent, parent, capped=False)
-    elif books.closed != row.closed or books.parent is not parent:
+def put_agents(ledger: Ledger, rows: Iterable[AgentRow]) -> None:
+    """Open, change or close agents as their rows say; they come in the order of registration."""
+    listed = [row for row in rows if row.parent is not None]
+    for row in listed:
+        if row.agent not in ledger.accounts:  # who was closed may have come back below a later one
+            parent = ledger.accounts.get(row.parent or "", ledger.root)
+            ledger.open_account(row.agent, parent, capped=False)
+    for row in listed:
+        _put_agent(ledger, row, ledger.find(row.parent or ""))
+
+
+def _put_agent(ledger: Ledger, row: AgentRow, parent: Books) -> None:
+    books = ledger.accounts[row.agent]
+    if books.closed != row.closed or books.parent is not parent:
         _move(ledger, books, parent, closed=bool(row.closed))
     terms = json.loads(row.terms)
     contract = BudgetContract(row.agent, **terms)
@@ -126,49 +131,45 @@ def put_agent(ledger: Ledger, row: AgentRow) -> None:
         contract.note_confidence(row.last_confidence)
     for own in ledger.every_book(books):
         set_terms(own, contract)
-    if row.closed and not books.closed:
-        _move(ledger, books, parent, closed=True)
 
 
 def _move(ledger: Ledger, books: Books, parent: Books, *, closed: bool) -> None:
     """Put an agent below a parent, among its children if it is open."""
     for own in ledger.every_book(books):
-        _leave(own)
+        ledger.leave_market(own)
         above = ledger.on(own.axis, parent)
         own.parent, own.closed = above, closed
         if not closed:
             ledger.join_market(own, above)
-            above.index = None
-
-
-def _leave(books: Books) -> None:
-    """Take an account out of its market."""
-    above = books.parent
-    if above is None or above.children is None or books not in above.children:
-        return
-    above.children.remove(books)
-    above.index = None  # a new one is made when somebody is short
-    books.stale = True
 
 
 def drop_agent(ledger: Ledger, agent_name: str) -> None:
     """Forget an agent that was never kept."""
-    for axis in (*ledger.sides, TOKENS):
-        drop_books(ledger, agent_name, axis)
+    for rows in (ledger.accounts, *(side.accounts for side in ledger.sides.values())):
+        books = rows.pop(agent_name, None)
+        if books is not None:
+            ledger.leave_market(books)
+            if books.parent is not None:
+                books.parent.index = None  # it may know it by its order, which the next one will have
 
 
-def drop_books(ledger: Ledger, agent_name: str, axis: Any) -> None:
-    """Forget an account on one axis that was never kept; the root's has no numbers then."""
-    rows = ledger.accounts if axis == TOKENS else ledger.sides[axis].accounts
-    books = rows.pop(agent_name, None)
+def clear_account(ledger: Ledger, agent_name: str, axis: Any) -> None:
+    """Let an account whose numbers were never kept on an axis be as one that was never used there."""
+    books = ledger.look_up(axis, ledger.find(agent_name))
     if books is not None:
-        _leave(books)
-    elif agent_name == ledger.root.name:
-        _put_numbers(ledger.on(axis, ledger.root), False, 0, 0, 0, 0, 0)
+        _put_numbers(books, books.parent is not None and books.parent.capped, 0, 0, 0, 0, 0)
 
 
-def put_account(ledger: Ledger, row: AccountRow) -> None:
-    """Let an account have the numbers of its row."""
+def put_accounts(ledger: Ledger, rows: Iterable[AccountRow]) -> None:
+    """Let accounts have the numbers of their rows.
+
+    From the top down: an account without numbers of its own has no row, and is capped as the one above it.
+    """
+    for row in sorted(rows, key=lambda row: ledger.find(row.agent).depth):
+        _put_account(ledger, row)
+
+
+def _put_account(ledger: Ledger, row: AccountRow) -> None:
     axis: Axis = row.axis  # type: ignore[assignment]  # a store keeps no others
     token_books = ledger.find(row.agent)
     if axis != TOKENS:
@@ -186,12 +187,21 @@ def put_account(ledger: Ledger, row: AccountRow) -> None:
 def _put_numbers(
     books: Books, capped: bool, allocated: int, consumed: int, held: int, min_reserve: int, unpriced: int
 ) -> None:
+    if books.capped != capped:
+        _put_capped(books, capped)
     books.touch()
-    books.capped = capped
     books.allocated, books.consumed, books.held = allocated, consumed, held
     books.min_reserve = min_reserve
     if books.unpriced != unpriced:
         books.unpriced = unpriced  # type: ignore[misc]  # only dollar books have any
+
+
+def _put_capped(books: Books, capped: bool) -> None:
+    """Cap an account, or not, and those below it: the rows of those that have any come later."""
+    books.touch()
+    books.capped = capped
+    for child in books.children or ():
+        _put_capped(child, capped)
 
 
 def put_hold(manager: BudgetManager, hold: Hold | None, row: HoldRow) -> Hold:

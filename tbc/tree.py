@@ -337,11 +337,8 @@ def _close(ledger: Ledger, books: Books, now: float) -> None:
         ledger.book(now, Kind.CLOSE, books, allocated=-max(0, books.remaining))
     else:  # what was spent without a cap counts as granted: a closed account is even
         ledger.book(now, Kind.CLOSE, books, allocated=books.consumed - books.allocated)
-    if parent.index is not None:
-        parent.index.remove(books)
-    books.closed = books.stale = True
-    assert parent.children is not None, "a child is among its parent's children"
-    parent.children.remove(books)
+    ledger.leave_market(books)
+    books.closed = True
 
 
 def _redirect_loans(ledger: Ledger, lender: Books, treasury: Books, now: float) -> None:

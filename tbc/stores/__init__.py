@@ -31,7 +31,6 @@ from tbc.stores.rows import (
     RunRow,
     StepRow,
     StoreInfo,
-    TotalRow,
     check_id,
 )
 from tbc.stores.sqlite import SqliteStore
@@ -61,7 +60,6 @@ __all__ = [
     "StepRow",
     "Store",
     "StoreInfo",
-    "TotalRow",
     "Writer",
     "check_id",
     "open_store",

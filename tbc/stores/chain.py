@@ -16,7 +16,7 @@ from functools import lru_cache
 from math import isfinite
 from typing import Any, NamedTuple
 
-from tbc.stores.rows import Line, LineRow, check_id, check_int, check_ints
+from tbc.stores.rows import Line, LineRow, check_id, check_int, check_ints, check_text
 
 __all__ = ["Fields", "PoolCheck", "fields_of", "follow", "genesis", "link"]
 
@@ -40,7 +40,7 @@ def fields_of(line: Line) -> Fields:
     Raises
     ------
     InvalidAmountError
-        If an amount is not a whole number of 64 bits, or an id none.
+        If an amount is not a whole number of 64 bits, an id none, or a text none.
     """
     if type(line) is not LineRow:
         line = LineRow._make([getattr(line, name) for name in LineRow._fields])
@@ -75,8 +75,8 @@ def fields_of(line: Line) -> Fields:
         unpriced,
         None if hold_id is None else check_int("hold_id", hold_id),
         None if key is None else check_id("key", key),
-        note,
-        model,
+        None if note is None else check_text("note", note),
+        None if model is None else check_text("model", model),
         int(estimated),
     )
 

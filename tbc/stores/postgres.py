@@ -62,6 +62,9 @@ _TAKE: Final = "SELECT version, seq, head FROM pools WHERE pool = %s FOR UPDATE"
 _TAKE_NAME: Final = "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || ' ' || %s, 1))"
 _HAS_META: Final = "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = 'meta'"
 _READ_ONE_MOMENT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_NUMBER_ON: Final = """
+    INSERT INTO meta VALUES (%s, (extract(epoch FROM clock_timestamp())::bigint * 1048576)::text)
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value"""
 _SIZE: Final = """
     SELECT coalesce(sum(pg_total_relation_size(oid)), 0)::bigint FROM pg_class
     WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'"""
@@ -279,8 +282,12 @@ class PostgresStore(Store):
         )
 
     def new_epoch(self) -> int:
-        """Count up and return the epoch: these books were restored from a backup."""
+        """Count up and return the epoch: these books were restored from a backup.
+
+        Managers that are opened afterwards number their holds beyond what the time since the backup has used.
+        """
         with self._ready() as pool, self._taken(pool) as connection, self._typed(connection, sent=True):
+            connection.execute(_NUMBER_ON, (statements.NUMBERS_FROM,))
             row = connection.execute(
                 "UPDATE meta SET value = (value::bigint + 1)::text WHERE key = 'restore_epoch'"
                 " RETURNING value"

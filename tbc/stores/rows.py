@@ -29,10 +29,10 @@ __all__ = [
     "RunRow",
     "StepRow",
     "StoreInfo",
-    "TotalRow",
     "check_id",
     "check_int",
     "check_ints",
+    "check_text",
 ]
 
 _MOST_BYTES = 128
@@ -90,6 +90,19 @@ def check_ints(names: Sequence[str], values: Sequence[object]) -> None:
         if type(value) is not int or not -(2**63) <= value < 2**63:
             for name, each in zip(names, values, strict=True):
                 check_int(name, each)
+
+
+def check_text(name: str, value: object) -> str:
+    """Return `value` if every store can keep it as text: a ``str`` without NUL characters.
+
+    Raises
+    ------
+    InvalidAmountError
+        If it is anything else.
+    """
+    if isinstance(value, str) and "\0" not in value:
+        return value
+    raise InvalidAmountError(name, value, "text without NUL characters")
 
 
 class Line(Protocol):
@@ -310,22 +323,6 @@ class EventRow(NamedTuple):
     at: float
     kind: str
     body: str
-
-
-class TotalRow(NamedTuple):
-    """Sums over the lines of a journal that agree in the first six fields; `lines` is how many they are."""
-
-    axis: str
-    agent: str
-    kind: str
-    model: str | None
-    note: str | None
-    estimated: bool
-    lines: int
-    allocated: int
-    consumed: int
-    held: int
-    unpriced: int
 
 
 class PoolState(NamedTuple):

@@ -254,6 +254,7 @@ class SqliteStore(Store):
                 copying.step()
             epoch = int(_meta(connection, "restore_epoch")) + 1
             connection.execute(schema.PUT_META, ("restore_epoch", str(epoch)))
+            connection.execute(schema.PUT_META, (statements.NUMBERS_FROM, ""))
             connection.execute(schema.PUT_META, ("clean_shutdown", _one(connection, schema.VERSIONS)))
             self._check_pages(connection, "quick_check")
 
@@ -309,13 +310,19 @@ class SqliteStore(Store):
 
     def _find_or_make(self, create: bool) -> None:
         """See to it that there is a file that may be written to."""
-        path = Path(self.path)
+        path, lock = Path(self.path), Path(f"{self.path}.lock")
+        was_there = lock.is_file()  # looked at first: who makes the file makes its lock afterwards
         if not path.exists():
             log = Path(f"{self.path}-wal")
             if log.exists() and log.stat().st_size:
                 raise self._missing(
                     f"the file is missing, but its log {log.name!r} is there",
                     "Put the file back beside its log, or move the log away to begin anew",
+                )
+            if was_there:
+                raise self._missing(
+                    "the file is gone: it was opened here before",
+                    f"Put it or a backup in its place, or remove {lock.name!r} as well to begin anew",
                 )
             if not create:
                 raise self._missing(
@@ -419,10 +426,13 @@ class SqliteStore(Store):
                 raise StoreCorruptError(
                     self.path, f"its tables of version {number} were made by other statements", _RESTORE
                 )
-        if version < len(schema.MIGRATIONS):
+        is_new_copy = _meta(connection, statements.NUMBERS_FROM) == ""
+        if version < len(schema.MIGRATIONS) or is_new_copy:
             connection.execute(schema.BEGIN)
             try:
                 _migrate(connection, connection.pragma("user_version"))
+                if is_new_copy:
+                    connection.execute(schema.PUT_NUMBERS_FROM)
                 connection.execute(schema.COMMIT)
             except BaseException:
                 if connection.in_transaction:

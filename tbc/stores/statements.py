@@ -10,6 +10,8 @@ from typing import Final
 
 __all__: list[str] = []
 
+#: What in `meta` says beyond what holds are numbered; empty: nobody has opened the copy yet.
+NUMBERS_FROM: Final = "numbers_from"
 META: Final = "SELECT value FROM meta WHERE key = ?"
 COUNTS: Final = "SELECT count(*), CAST(coalesce(sum(seq), 0) AS BIGINT) FROM pools"
 
@@ -53,8 +55,7 @@ CHAIN: Final = """
     SELECT seq, at, kind, axis, agent, peer, allocated, consumed, held, unpriced, hold_id, key, note, model,
         estimated, prev_hash, hash
     FROM journal WHERE pool = ? ORDER BY seq"""
-TOTALS: Final = """
-    SELECT axis, agent, kind, model, note, estimated, count(*), CAST(sum(allocated) AS BIGINT),
-        CAST(sum(consumed) AS BIGINT), CAST(sum(held) AS BIGINT), CAST(sum(unpriced) AS BIGINT)
-    FROM journal WHERE pool = ? GROUP BY axis, agent, kind, model, note, estimated
-    ORDER BY axis, agent, kind, model NULLS FIRST, note NULLS FIRST, estimated"""
+CALLS: Final = """
+    SELECT agent, axis, kind, count(*),
+        CAST(sum(CASE axis WHEN 'calls' THEN consumed ELSE 0 END) AS BIGINT)
+    FROM journal WHERE pool = ? AND seq > ? GROUP BY agent, axis, kind"""

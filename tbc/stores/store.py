@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from tbc.errors import InvalidAmountError, StoreError, StoreStaleError
+from tbc.journal import ended_calls
 from tbc.stores import statements
 from tbc.stores.chain import PoolCheck, follow, genesis
 from tbc.stores.rows import (
@@ -29,7 +30,6 @@ from tbc.stores.rows import (
     PoolState,
     RunRow,
     StoreInfo,
-    TotalRow,
 )
 from tbc.stores.writer import Writer
 
@@ -78,6 +78,11 @@ class Store(ABC):
     def events(self, run: str, since: int = 0) -> Iterator[EventRow]:
         """Yield the events of a run after event `since`, oldest first; only a file keeps any."""
         return iter(())
+
+    def numbers_from(self) -> int:
+        """Return beyond what holds are numbered: no number of the time since a backup comes back."""
+        rows = self._rows(statements.META, statements.NUMBERS_FROM)
+        return int(rows[0][0]) if rows else 0
 
     def pools(self) -> list[PoolRow]:
         """Return the pools, oldest first."""
@@ -166,9 +171,17 @@ class Store(ABC):
             yield from (_with_flags(LineRow._make(row), "estimated") for row in page)
             since = page[-1][0]
 
-    def totals(self, pool: str) -> list[TotalRow]:
-        """Return the journal of a pool summed by axis, agent, kind, model, note and estimated."""
-        return [_with_flags(TotalRow._make(row), "estimated") for row in self._rows(statements.TOTALS, pool)]
+    def ended_calls(self, pool: str, since: int = 0) -> tuple[int, dict[str, int]]:
+        """Return the last line of a pool's journal, and how many calls of every agent ended after `since`.
+
+        Nobody has to wait for it, however long the journal is.
+        """
+        counts: Counter[str] = Counter()
+        with self._aside() as connection:
+            ends = [row[5] for row in connection.execute(statements.POOL, (pool,))]
+            for agent, axis, kind, lines, calls in connection.execute(statements.CALLS, (pool, since)):
+                counts[agent] += ended_calls(axis, kind, calls, lines)
+        return max(ends, default=0), dict(counts)
 
     @abstractmethod
     def info(self) -> StoreInfo:

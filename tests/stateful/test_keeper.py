@@ -15,6 +15,7 @@ from tbc.errors import TBCError
 from tbc.keeper import Keeper
 from tbc.leases import Amounts, Ask
 from tbc.leasing import LeaseHold
+from tbc.reallocator import survey
 from tbc.stores import SqliteStore
 from tbc.testing import check_books
 from tests.stateful.test_axes import InDollarsToo, InDollarsTooMachine
@@ -25,6 +26,7 @@ def everything(manager):
     return {
         "accounts": [manager.accounts(axis) for axis in ("tokens", "usd")],
         "reports": [manager.report(axis) for axis in ("tokens", "usd", "calls")],
+        "reach": reach(manager.ledger),
         "contracts": {
             name: (books.contract, books.contract.last_confidence, books.gate_closed)
             for name, books in manager.ledger.accounts.items()
@@ -46,6 +48,19 @@ def everything(manager):
             if books.lent or books.borrowed
         },
     }
+
+
+def reach(ledger):
+    """Return what every open agent could borrow on every axis, and whether it is capped there."""
+    with ledger.lock:
+        found = {}
+        for axis in ("tokens", *ledger.sides):
+            for books in list(ledger.accounts.values()):
+                own = ledger.on(axis, books)
+                could = survey(own)
+                numbers = could.treasury, could.siblings, could.ancestors, could.when_idle
+                found[books.name, axis] = own.capped, numbers if own.capped else None
+        return found
 
 
 def difference(one, other):

@@ -320,6 +320,6 @@ def test_numbers_beyond_64_bits_in_sums_are_an_error_not_a_wrong_number(store):
     most = 2**63 - 1
     with store.transaction("p") as writer:
         writer.put_accounts("p", [AccountRow("reader", "usd", True, most, 0, 0)])
-        writer.append("p", [LINES[0]._replace(seq=n, allocated=most) for n in (6, 7)])
+        writer.append("p", [LINES[0]._replace(seq=n, axis="calls", consumed=most) for n in (6, 7)])
     with pytest.raises(StoreError, match="out of range"):
-        store.totals("p")
+        store.ended_calls("p")

@@ -6,11 +6,14 @@ import asyncio
 import shutil
 import threading
 from collections import deque
+from functools import partial
 
 import pytest
 
 import tbc
-from tbc.stores import SqliteStore
+from tbc.desk import SpendingDesk
+from tbc.stores import LineRow, SqliteStore
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -38,6 +41,111 @@ def test_a_program_that_starts_again_finds_its_books(url):
         assert [entry.tokens for entry in manager.ledger.history("writer")] == [80, 50]
 
 
+@pytest.fixture(params=["a manager that is opened then", "one that is open already"])
+def other(request, url):
+    """Return what gives another manager of the same store, opened when asked for or before anything."""
+    early = tbc.BudgetManager(store=url, unknown_price="track") if "already" in request.param else None
+    managers = [] if early is None else [early]
+
+    def give():
+        if not managers:
+            managers.append(tbc.BudgetManager(store=url, unknown_price="track"))
+        return managers[0]
+
+    yield give
+    for manager in managers:
+        manager.close()
+
+
+@pytest.mark.parametrize("priced", [True, False])
+def test_what_is_below_a_cap_is_capped_for_others_too(url, other, priced):
+    with open_manager(url, unknown_price="track") as manager:
+        manager.register_agent("team", max_tokens=None, max_usd="1")
+        manager.register_agent("mid", parent="team", max_tokens=None)
+        manager.register_agent("leaf", parent="mid", max_tokens=None)
+        manager.hold("leaf", 100, usd="0" if priced else None).settle(100, usd="0" if priced else None)
+        with pytest.raises(tbc.BudgetExceededError):
+            other().hold("mid", usd="500")
+        assert other().accounts("usd") == manager.accounts("usd")
+
+
+def test_what_could_not_be_kept_leaves_the_accounts_below_where_they_are(url, monkeypatch):
+    with open_manager(url, max_usd="1") as manager:
+        manager.register_agent("mid", max_tokens=None)
+        manager.register_agent("leaf", parent="mid", max_tokens=None)
+        manager.hold("leaf", usd="0").settle(usd="0")
+        with monkeypatch.context() as patch:
+            patch.setattr(manager._keeper, "write", full)
+            with pytest.raises(tbc.StoreFullError):
+                manager.top_up("mid", usd="0.25")
+        manager.top_up("mid", usd="0.25")
+        manager.hold("leaf", usd="0.2")
+        assert manager.report("usd")["mid"]["allocated"] == 50_000_000
+
+
+def full(*what):
+    raise tbc.StoreFullError("books.db", "there is no room left", "Make room")
+
+
+def test_an_operation_that_stops_half_way_is_taken_back_and_those_with_it_are_kept(url, monkeypatch):
+    remember = SpendingDesk._remember
+
+    def stop(self, key, *rest):
+        if key == "torn":
+            raise RuntimeError("half-way")
+        remember(self, key, *rest)
+
+    monkeypatch.setattr(SpendingDesk, "_remember", stop)
+    with open_manager(url, max_tokens=1000) as manager:
+        manager.register_agent("a", max_tokens=100)
+
+        async def together():
+            gate = threading.Event()
+            asking = [asyncio.ensure_future(manager.arun(gate.wait))]
+            await asyncio.sleep(0)  # it is asked first; the others wait for it and come in one batch
+            recording = [
+                partial(manager.record_usage, "a", 7, key=key) for key in ("before", "torn", "after")
+            ]
+            asking += [asyncio.ensure_future(manager.arun(record)) for record in recording]
+            await asyncio.sleep(0)
+            gate.set()
+            return await asyncio.gather(*asking, return_exceptions=True)
+
+        _, before, torn, after = asyncio.run(together())
+        assert (before.tokens, after.tokens) == (7, 7) and str(torn) == "half-way"
+        assert manager.report()["a"]["consumed"] == 14
+        with open_manager(url) as other:
+            assert other.report() == manager.report()
+            assert [line.key for line in other.ledger.history("a")] == ["before", "after"]
+
+
+def test_what_another_process_closed_is_forgotten_by_the_index_of_donors(url):
+    with open_manager(url, max_tokens=10_000) as one, open_manager(url) as other:
+        for name, priority in (("x", 9), ("y", 3)):
+            one.register_agent(name, priority=priority, max_tokens=1000, min_reserve=0)
+        other.register_agent("z", priority=10, max_tokens=0)
+        late = other.hold("x", 100, expires_s=0.001)
+        until(lambda: other.report() and late.state == "expired")
+        other.hold("z", 9500).void()  # x is known as a donor
+        one.close_agent("x")
+        one.update_agent("z", priority=4)
+        assert late.settle(1500).tokens == 1500
+        assert other.decide("z", 1).available == one.decide("z", 1).available == 8500
+        assert [one.report()["x"], other.report()["x"]] == [
+            {"allocated": 1500, "consumed": 1500, "remaining": 0}
+        ] * 2
+
+
+def test_an_agent_that_came_back_below_a_later_one_is_found_there(url, other):
+    with open_manager(url) as manager:
+        manager.register_agent("a", max_tokens=10)
+        manager.close_agent("a")
+        manager.register_agent("b", max_tokens=100)
+        manager.register_agent("a", parent="b", max_tokens=10)
+        assert other().accounts() == manager.accounts()
+        assert other().hold("a", 60).loans[0].donor == "b"
+
+
 def test_a_pool_that_others_keep_busy_is_opened_as_soon_as_they_let_go(tmp_path, monkeypatch):
     busy = [True] * 7
 
@@ -54,6 +162,100 @@ def test_a_pool_that_others_keep_busy_is_opened_as_soon_as_they_let_go(tmp_path,
         busy.extend([True] * 8)
         with pytest.raises(tbc.StoreBusyError, match="others wrote"):
             open_manager(store)
+
+
+def test_a_file_that_is_gone_is_never_replaced_by_an_empty_one(url, tmp_path):
+    with open_manager(url) as manager:
+        manager.register_agent("a", max_tokens=100)
+    (tmp_path / "books.db").rename(tmp_path / "elsewhere.db")
+    with pytest.raises(tbc.StoreMissingError, match=r"remove 'books.db.lock' as well"):
+        open_manager(url)
+    (tmp_path / "elsewhere.db").rename(tmp_path / "books.db")
+    with open_manager(url) as manager:
+        assert manager.report()["a"]["allocated"] == 100
+    (tmp_path / "books.db").unlink()
+    (tmp_path / "books.db.lock").unlink()
+    with open_manager(url) as manager:
+        assert manager.report() == {}
+
+
+def test_a_restored_past_never_gives_a_number_again(open_again, tmp_path):
+    with open_again() as store, open_manager(store, max_tokens=1000) as manager:
+        manager.register_agent("a", max_tokens=400)
+        manager.register_agent("b", max_tokens=400)
+        kept = manager.hold("b", 10).hold_id
+        is_file = isinstance(store, SqliteStore)
+        if is_file:
+            store.backup(tmp_path / "copy.db")
+        else:
+            store.new_epoch()  # as after a restore
+        lost = manager.hold("a", 100).hold_id
+    with (
+        SqliteStore(tmp_path / "copy.db") if is_file else open_again() as store,
+        open_manager(store) as manager,
+    ):
+        other = manager.hold("b", 300)
+        assert other.hold_id > lost and other.hold_id < 2**53
+        assert manager.find_hold(kept).settle(7).tokens == 7
+        if is_file:
+            with pytest.raises(tbc.UnknownHoldError):
+                manager.find_hold(lost)
+        assert manager.find_hold(other.hold_id) is other
+        with open_manager(store) as again:
+            assert again.find_hold(other.hold_id).settle(300).tokens == 300
+            again.hold("a", 5, key="k")
+        assert manager.hold("a", 5, key="k").settle(5).tokens == 5
+        assert other.state == "settled" and store.verify()[0].ok
+
+
+def test_others_write_while_a_long_journal_is_counted(tmp_path, monkeypatch):
+    address = f"sqlite:///{tmp_path}/books.db"
+    with open_manager(address) as other, SqliteStore(tmp_path / "books.db") as store:
+        other.register_agent("a", max_tokens=None)
+        count = store.ended_calls
+
+        def meanwhile(*what, **how):
+            counted = count(*what, **how)
+            other.record_usage("a", 5)  # it is not locked out, and what it writes is not missed
+            return counted
+
+        monkeypatch.setattr(store, "ended_calls", meanwhile)
+        with open_manager(store) as manager:
+            assert manager.report("calls")["a"]["consumed"] == 1
+
+
+def test_what_could_not_be_read_at_first_is_read_when_it_is_tried_again(tmp_path, monkeypatch):
+    with SqliteStore(tmp_path / "books.db") as store:
+        with open_manager(store) as manager:
+            manager.register_agent("a", max_tokens=None)
+            manager.record_usage("a", 5)
+        entries, busy = store.entries, [True]
+
+        def reading(*what):
+            if busy:
+                busy.pop()
+                raise tbc.StoreBusyError(store.path, "others kept it busy", "Try again")
+            return entries(*what)
+
+        monkeypatch.setattr(store, "entries", reading)
+        with open_manager(store) as manager:
+            assert manager.report("calls")["a"]["consumed"] == 1
+
+
+def test_a_pool_is_opened_whatever_its_holds_sum_to(open_again):
+    with open_again() as store:
+        with open_manager(store) as manager:
+            manager.register_agent("a", max_tokens=None)
+            seq = manager.ledger.seq
+        most = 2**62
+        lines = [
+            LineRow(seq + n, 9.0, kind, "a", None, 0, 0, held, seq + n - n % 2)
+            for n, (kind, held) in enumerate([("hold", most), ("void", -most)] * 4, 1)
+        ]
+        with store.transaction("default") as writer:
+            writer.append("default", lines)
+        with open_manager(store) as manager:
+            assert manager.report()["a"]["consumed"] == 0
 
 
 def test_other_caps_are_refused_with_both_numbers(url):

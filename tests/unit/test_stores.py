@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from tbc.errors import InvalidAmountError, KeyConflictError, StoreError, StoreStaleError, TBCError
-from tbc.stores import AgentRow, LineRow, Mark, News, OpRow, PoolRow, TotalRow, check_id
+from tbc.stores import AgentRow, LineRow, Mark, News, OpRow, PoolRow, check_id
 from tests.store_rows import ACCOUNTS, AGENTS, HOLD, LINES, POOL, fill, tamper
 
 
@@ -211,14 +211,14 @@ def test_a_journal_does_not_pass_for_that_of_another_pool(store):
     assert [check.seq for check in store.verify()] == [1, 1]
 
 
-def test_totals_are_the_sums_of_the_journal(store):
+def test_ended_calls_are_counted_over_the_journal(store):
     fill(store)
     with store.transaction("p") as writer:
         writer.append("p", [LINES[3]._replace(seq=6, consumed=8)])
-    totals = store.totals("p")
-    assert totals[-1] == TotalRow("usd", "writer é", "hold", None, "draft", False, 1, 0, 0, 7, 0)
-    assert TotalRow("tokens", "writer é", "usage", None, "x\ny", True, 2, 0, 13, 0, 2) in totals
-    assert sum(total.consumed for total in totals) == sum(line.consumed for line in store.entries("p"))
+        writer.append("p", [LINES[3]._replace(seq=7, kind="report", axis="calls", consumed=30)])
+    assert store.ended_calls("p") == (7, {"writer é": 32})
+    assert store.ended_calls("p", since=6) == (7, {"writer é": 30})
+    assert store.ended_calls("other") == (0, {})
 
 
 def test_more_lines_than_a_page_are_read_while_others_write(store):
@@ -333,3 +333,13 @@ def test_a_transaction_within_a_transaction_is_refused_and_the_outer_goes_on(sto
             store.close()
         writer.put_accounts("p", [ACCOUNTS[1]._replace(consumed=3)])
     assert store.load_pool("p").accounts[2].consumed == 3
+
+
+@pytest.mark.parametrize("name", ["note", "model"])
+@pytest.mark.parametrize("value", [5, True, b"text", "nul\0"])
+def test_what_is_no_text_is_not_kept_as_one(store, name, value):
+    fill(store)
+    line = LINES[-1]._replace(seq=6, **{name: value})
+    with pytest.raises(InvalidAmountError, match=f"{name} must be text"), store.transaction("p") as writer:
+        writer.append("p", [line])
+    assert list(store.entries("p")) == LINES and store.verify()[0].ok
