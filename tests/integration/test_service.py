@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+from contextlib import AsyncExitStack
 
 import pytest
 
 import tbc
 from tbc.leased import LeasedManager
 from tbc.service import Limits, OpenPool, Pools, Service, create_app
+from tests.live_page import served
 from tests.service_client import client_of, make_service, streaming
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -433,6 +437,46 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_nobody_waits_for_it(ap
     async with streaming(app, "since=3") as other:
         manager.hold("writer", 20)
         assert (await other.next())[2]["held"] == 20
+
+
+def test_readers_who_catch_up_take_turns_and_others_are_served_between_two_pages():
+    async def within():
+        manager = tbc.BudgetManager(max_tokens=20_000)
+        manager.register_agent("writer", max_tokens=4_000)
+        for _ in range(3_000):
+            manager.record_usage("writer", 1)
+        manager.hold("writer", 7)
+        last, seen, pages = manager.statement().seq, 0, [0]
+        async with AsyncExitStack() as stack:
+            app = create_app(make_service(lambda name: manager))
+            streams = [await stack.enter_async_context(streaming(app, "since=0")) for _ in range(10)]
+            while seen < 10 * last:  # anybody else who is served once in every round of the loop
+                await asyncio.sleep(0)
+                found = [each.chunks.get_nowait()["body"] for each in streams if not each.chunks.empty()]
+                news = [body.count(b"id: ") for body in found if b"id: " in body]
+                pages.append(len(news))
+                seen += sum(news)
+        assert max(pages) <= 2 and sum(pages) >= 10 * last / 200
+
+    asyncio.run(asyncio.wait_for(within(), 60))
+
+
+def test_a_connection_that_is_cut_off_is_closed_and_no_error(capfd):
+    manager = tbc.BudgetManager(max_tokens=20_000)
+    manager.register_agent("writer", max_tokens=4_000)
+    for _ in range(30_000):  # more than the buffers of the system hold
+        manager.record_usage("writer", 0)
+    with served(manager, limits=Limits(cut_off_s=0.2)) as service, socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        reader.settimeout(20)
+        reader.connect(("127.0.0.1", service.port))
+        reader.sendall(b"GET /v1/events?since=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        until(lambda: manager._subscribers is not None and manager._subscribers._callbacks)
+        until(lambda: not manager._subscribers._callbacks)
+        until(lambda: not service._server.server_state.connections)
+        while reader.recv(2**20):  # what had been sent; then its end
+            pass
+    assert "ERROR" not in capfd.readouterr().err
 
 
 @with_stream
