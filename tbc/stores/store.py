@@ -6,12 +6,12 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tbc.errors import InvalidAmountError, StoreError, StoreStaleError
+from tbc.errors import InvalidAmountError, StoreCorruptError, StoreError, StoreStaleError
 from tbc.journal import ended_calls
 from tbc.stores import statements
 from tbc.stores.chain import PoolCheck, follow, genesis
@@ -112,8 +112,8 @@ class Store(ABC):
             PoolRow._make(pools[0]),
             tuple(_with_flags(AgentRow._make(row), "closed") for row in agents),
             tuple(map(_account, accounts)),
-            tuple(map(_hold, opened)),
-            tuple(map(_hold, reversed(ended))),
+            self._holds(opened),
+            self._holds(reversed(ended)),
             tuple(OpRow._make(row) for row in reversed(ops)),
         )
 
@@ -150,7 +150,7 @@ class Store(ABC):
             tuple(lines),
             tuple(_with_flags(AgentRow._make(row), "closed") for row in agents),
             tuple(known),
-            tuple(map(_hold, holds)),
+            self._holds(holds),
         )
 
     def find_hold(self, pool: str, *, hold_id: int | None = None, key: str | None = None) -> HoldRow | None:
@@ -159,7 +159,7 @@ class Store(ABC):
             found = self._rows(statements.HOLD_BY_ID, pool, hold_id)
         else:
             found = self._rows(statements.HOLD_BY_KEY, pool, key)
-        return next(map(_hold, found), None)
+        return next(iter(self._holds(found)), None)
 
     def find_op(self, pool: str, key: str) -> OpRow | None:
         """Return the first answer under a key."""
@@ -205,7 +205,18 @@ class Store(ABC):
             rows = connection.execute(*asked).fetchall()
             if pool is not None and not rows:
                 raise InvalidAmountError("pool", pool, "a pool of this store")
-            return [_check(connection, self._ledger_id, PoolRow._make(row)) for row in rows]
+            return [self._check(connection, PoolRow._make(row)) for row in rows]
+
+    def _check(self, connection: Any, pool: PoolRow) -> PoolCheck:
+        """Check a pool's journal, and its books against it."""
+        lines = connection.execute(statements.CHAIN, (pool.pool,))
+        check, sums = follow(pool.pool, genesis(self._ledger_id, pool.pool), lines, pool.seq, pool.head)
+        if not check.ok:
+            return check
+        try:
+            return _check_books(connection, pool, check, sums)
+        except (ValueError, TypeError) as error:
+            return check._replace(problem=f"its books cannot be read ({error})")
 
     @abstractmethod
     def backup(self, path: str | os.PathLike[str]) -> None:
@@ -239,6 +250,17 @@ class Store(ABC):
 
     def _rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         return self._ask((statement, values))[0]
+
+    def _holds(self, rows: Iterable[tuple[Any, ...]]) -> tuple[HoldRow, ...]:
+        holds = []
+        for row in rows:
+            try:
+                holds.append(_hold(row))
+            except (ValueError, TypeError) as error:
+                raise StoreCorruptError(
+                    self.path, f"hold {row[0]} cannot be read ({error})", "Restore a backup"
+                ) from error
+        return tuple(holds)
 
     def _mark_of(self, pool: str, rows: Sequence[tuple[Any, ...]], since: Mark) -> Mark:
         mark = Mark(*rows[0][4:7]) if rows else Mark()
@@ -275,12 +297,10 @@ def _hold(row: tuple[Any, ...]) -> HoldRow:
     )
 
 
-def _check(connection: Any, ledger_id: str, pool: PoolRow) -> PoolCheck:
-    """Check a pool's journal, and its books against it."""
-    lines = connection.execute(statements.CHAIN, (pool.pool,))
-    check, sums = follow(pool.pool, genesis(ledger_id, pool.pool), lines, pool.seq, pool.head)
-    if not check.ok:
-        return check
+def _check_books(
+    connection: Any, pool: PoolRow, check: PoolCheck, sums: dict[tuple[str, str], list[int]]
+) -> PoolCheck:
+    """Check the books of a pool against the sums of its journal, and that their terms can be read."""
     accounts = {
         (row.agent, row.axis): [row.allocated, row.consumed, row.held, row.unpriced]
         for row in map(AccountRow._make, connection.execute(statements.ACCOUNTS, (pool.pool,)))
@@ -303,4 +323,7 @@ def _check(connection: Any, ledger_id: str, pool: PoolRow) -> PoolCheck:
             return check._replace(
                 problem=f"{agent!r} holds {ours} {axis}, and its open holds sum to {theirs}"
             )
+    for _, _, _, terms, *_ in connection.execute(statements.AGENTS, (pool.pool,)):
+        json.loads(terms)
+    json.loads(pool.terms)
     return check

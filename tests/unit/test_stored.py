@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 import threading
 from functools import partial
 
@@ -12,6 +14,7 @@ import pytest
 import tbc
 from tbc.desk import SpendingDesk
 from tbc.stores import LineRow, SqliteStore
+from tests.store_rows import tamper
 from tests.waiting import until
 
 
@@ -176,6 +179,44 @@ def test_a_file_that_is_gone_is_never_replaced_by_an_empty_one(url, tmp_path):
     (tmp_path / "books.db.lock").unlink()
     with open_manager(url) as manager:
         assert manager.report() == {}
+
+
+BAD_TEXTS = {
+    "a line": "UPDATE journal SET note = CAST(x'ff' AS TEXT) WHERE seq = 3",
+    "terms": "UPDATE agents SET terms = '{\"max' WHERE agent = 'a'",
+    "parts": "UPDATE holds SET parts = '[[' WHERE state = 'open'",
+    "the pool": "UPDATE pools SET terms = '{'",
+    "an outcome": "UPDATE holds SET parts = CAST(x'ff' AS TEXT) WHERE state = 'open'",
+}
+
+
+@pytest.mark.parametrize("statement", BAD_TEXTS.values(), ids=BAD_TEXTS)
+def test_what_cannot_be_read_is_damage_by_name(url, tmp_path, statement):
+    with open_manager(url) as manager:
+        manager.register_agent("a", max_tokens=100)
+        manager.record_usage("a", 5, key="k")
+        manager.hold("a", 5)
+    with SqliteStore(tmp_path / "books.db") as store:
+        tamper(store, statement)
+    with pytest.raises(tbc.StoreCorruptError):
+        open_manager(url)
+    verified = subprocess.run(
+        [sys.executable, "-m", "tbc", "store", "verify", url], capture_output=True, text=True, timeout=60
+    )
+    assert verified.returncode == 4 and "Traceback" not in verified.stderr
+    assert statement is not BAD_TEXTS["a line"] or "line 3 was changed" in " ".join(verified.stdout.split())
+
+
+def test_an_answer_that_cannot_be_read_is_damage_and_spends_nothing(url, tmp_path):
+    with open_manager(url) as manager:
+        manager.register_agent("a", max_tokens=100)
+        manager.record_usage("a", 5, key="k")
+    with SqliteStore(tmp_path / "books.db") as store:
+        tamper(store, "UPDATE ops SET response = '{'")
+    with open_manager(url) as manager:
+        with pytest.raises(tbc.StoreCorruptError, match="answer under key 'k'"):
+            manager.record_usage("a", 5, key="k")
+        assert manager.report()["a"]["consumed"] == 5
 
 
 def test_a_restored_past_never_gives_a_number_again(open_again, tmp_path):
