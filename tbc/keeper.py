@@ -262,8 +262,13 @@ class Keeper:
         del self._answers.new[: len(changes.answers)]
         if changes.agents or not changes.lines:
             self._ledger.noted.difference_update(row.agent for row in changes.agents)
+        if changes.seq == self._ledger.seq:
+            self._fold()
+
+    def _fold(self) -> None:
+        """Let memory forget old lines that the store has; there may be none that it has not."""
         journal = self._ledger.journal
-        if len(journal.lines) > self._fold_at and changes.seq == self._ledger.seq:
+        if len(journal.lines) > self._fold_at:
             journal.fold()
 
     def _know(self, hold: Hold, row: HoldRow) -> None:
@@ -388,6 +393,7 @@ class Keeper:
             ledger.seq = seq
         self._manager.note_elsewhere(range(last + 1, ledger.seq + 1))
         self.mark = news.mark
+        self._fold()
 
     def count_calls(self) -> None:
         """Count the ended calls of every agent, as far as the journal goes; others may write meanwhile.

@@ -181,6 +181,44 @@ def test_a_file_that_is_gone_is_never_replaced_by_an_empty_one(url, tmp_path):
         assert manager.report() == {}
 
 
+def test_a_request_under_a_key_is_the_same_in_the_next_process_and_at_other_prices(url):
+    def prices(each):
+        return {"m": {"input_per_million": each, "output_per_million": each}}
+
+    usage = tbc.Usage(input_tokens=700, output_tokens=300)
+
+    def ask(manager):
+        held = manager.hold("a", 10, usd="0.5", key="held", expires_s=600.0)
+        manager.record_usage("a", 1000, model="m", key="spent")
+        manager.record_usage("a", usage=usage, model="m", key="stated")
+        return held.hold_id
+
+    with open_manager(url, max_usd="5", prices=prices("1")) as manager:
+        manager.register_agent("a", max_usd="2")
+        first = ask(manager), manager.report("usd")
+        with pytest.raises(tbc.KeyConflictError):
+            manager.record_usage(
+                "a", usage=tbc.Usage(input_tokens=300, output_tokens=700), model="m", key="stated"
+            )
+    with open_manager(url, prices=prices("2")) as manager:
+        assert (ask(manager), manager.report("usd")) == first
+        assert manager.hold("a", 10, usd="0.5", key="held").hold_id == first[0]
+
+
+def test_who_only_follows_keeps_few_lines_in_memory(tmp_path):
+    with (
+        SqliteStore(tmp_path / "books.db", synchronous="NORMAL") as store,
+        open_manager(store, keep=10) as manager,
+        open_manager(store, keep=10) as other,
+    ):
+        manager.register_agent("a", max_tokens=None)
+        for _ in range(400):
+            manager.record_usage("a", 1)
+        assert other.report("calls") == manager.report("calls")
+        assert len(other.ledger.journal.lines) <= 10
+        assert sum(entry.consumed for entry in other.ledger.entries()) == 400
+
+
 BAD_TEXTS = {
     "a line": "UPDATE journal SET note = CAST(x'ff' AS TEXT) WHERE seq = 3",
     "terms": "UPDATE agents SET terms = '{\"max' WHERE agent = 'a'",
