@@ -1,24 +1,28 @@
 """What may be spent while the store cannot be reached: nothing, or a bounded amount stated beforehand.
 
 An `Allowance` is a budget of its own, in memory, for one process. What is spent of it is booked in the store
-as soon as that can be reached again, in full and once: under a key, as usage that nobody held. In audit mode
-the allowance is not bounded, since nothing is.
+as soon as that can be reached again, in full and once: under a key, as usage that nobody held. What the
+budget there covers may be spent of it again the next time. In audit mode the allowance is not bounded, since
+nothing is.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
+from tbc.axes import AXES, USD
 from tbc.contract import ROOT, check_amount
-from tbc.errors import InvalidAmountError, OverrunError
+from tbc.errors import InvalidAmountError, StoreError, TBCError
+from tbc.leases import Amounts, used_of
 from tbc.money import to_nano, to_usd
+
+if TYPE_CHECKING:
+    from tbc.decision import Settlement
 
 __all__ = ["Allowance", "AwayBooks"]
 
@@ -29,7 +33,10 @@ def _dollars(value: Any) -> int | None:
 
 @attrs.frozen
 class Allowance:
-    """What one process may spend in all while the store cannot be reached.
+    """What one process may spend while the store cannot be reached.
+
+    It is the most that it can overspend the budget in the store by in this way, in all: what is booked there
+    may be spent again only if the budget has covered it.
 
     Parameters
     ----------
@@ -77,59 +84,74 @@ class AwayBooks:
     def __init__(self, make_manager: Callable[[], Any]) -> None:
         self._make_manager = make_manager
         self._manager: Any = None
-        self._lock = threading.Lock()
-        self._brought: dict[tuple[str, Axis], int] = {}
-        self._sending: tuple[str, str, dict[Axis, int]] | None = None
+        self._making = threading.Lock()
+        self._bringing = threading.Lock()  # is held while the store is waited for: nobody spends under it
+        self._brought: dict[str, Amounts] = {}
+        self._sending: dict[str, tuple[str, Amounts]] = {}  # by agent: the key, and what is sent under it
 
     def do(self, name: str, agent_name: str, *values: Any, **named: Any) -> Any:
         """Do an operation of the manager on the allowance."""
-        with self._lock:
+        with self._making:
             if self._manager is None:
                 self._manager = self._make_manager()
             self._manager.register_agent(agent_name, max_tokens=None)
         return getattr(self._manager, name)(agent_name, *values, **named)
 
-    def bring_home(self, record_usage: Callable[..., Any]) -> None:
+    def bring_home(self, book: Callable[[str, Amounts, str], Settlement]) -> None:
         """Book in the store what was spent meanwhile; what fails is tried again under the same key.
 
         Parameters
         ----------
-        record_usage : callable
-            As `BudgetManager.record_usage`.
+        book : callable
+            Books an agent's amounts under a key.
+
+        Raises
+        ------
+        StoreError
+            The store is still, or again, away.
         """
         if self._manager is None:
             return
-        with self._lock:
+        with self._bringing:
             for agent_name in list(self._manager.contracts):
-                if self._sending is None:
+                if agent_name not in self._sending:
                     new = self._new_of(agent_name)
-                    if not any(new.values()):
+                    if not any(new):
                         continue
-                    self._sending = f"away {uuid.uuid4()}", agent_name, new
-                self._send(record_usage)
+                    self._sending[agent_name] = f"away {uuid.uuid4()}", new
+                key, new = self._sending[agent_name]
+                try:
+                    covered = book(agent_name, new, key).unpaid is None
+                except StoreError:
+                    raise
+                except TBCError:  # the others are not to suffer for it; `left` says it
+                    continue
+                self._brought[agent_name] = self._brought.get(agent_name, Amounts()).plus(new)
+                del self._sending[agent_name]
+                if covered:
+                    self._renew(new)
 
-    def _send(self, record_usage: Callable[..., Any]) -> None:
-        assert self._sending is not None, "there is something to send"
-        key, agent_name, new = self._sending
-        usd = to_usd(new[USD]) if USD in new else None
-        calls = new[CALLS]
-        note = "while the store was away"
-        with contextlib.suppress(OverrunError):  # booked all the same
-            record_usage(agent_name, new[TOKENS], note, usd=usd, calls=calls, key=key)
-        for axis, amount in new.items():
-            self._brought[agent_name, axis] = self._brought.get((agent_name, axis), 0) + amount
-        self._sending = None
-        root = self._manager.ledger.root
-        capped = {axis: n for axis, n in new.items() if self._manager.ledger.capped_on(axis, root)}
-        if any(capped.values()):  # what is booked there is to be had here again
-            dollars = to_usd(capped[USD]) if USD in capped else None
-            self._manager.top_up(ROOT, capped.get(TOKENS, 0), usd=dollars, calls=capped.get(CALLS, 0))
+    def left(self) -> dict[str, Amounts]:
+        """Return what is not in the store, by agent: what was spent, and what open holds may still spend."""
+        if self._manager is None:
+            return {}
+        found = {name: self._new_of(name) for name in list(self._manager.contracts)}
+        for hold in list(self._manager.ledger.open_holds.values()):
+            held = Amounts(hold.tokens, hold.usd, 1)
+            found[hold.agent_name] = found[hold.agent_name].plus(held)
+        return {name: amounts for name, amounts in found.items() if any(amounts)}
 
-    def _new_of(self, agent_name: str) -> dict[Axis, int]:
-        """Return what an agent has spent that the store does not know, by axis."""
+    def _renew(self, new: Amounts) -> None:
+        """Let be spent here again what the budget in the store has covered."""
         ledger = self._manager.ledger
-        axes = [axis for axis in AXES if axis != USD or USD in ledger.sides]
-        return {
-            axis: ledger.consumed(agent_name, axis) - self._brought.get((agent_name, axis), 0)
-            for axis in axes
-        }
+        tokens, usd, calls = (new.on(axis) if ledger.capped_on(axis, ledger.root) else 0 for axis in AXES)
+        if tokens or usd or calls:
+            self._manager.top_up(ROOT, tokens, usd=to_usd(usd) if usd else None, calls=calls)
+
+    def _new_of(self, agent_name: str) -> Amounts:
+        """Return what an agent has spent that the store does not know."""
+        ledger = self._manager.ledger
+        used = used_of(ledger, agent_name)
+        if USD not in ledger.sides:  # no call named a price
+            used = used._replace(unpriced=used.calls)
+        return used.minus(self._brought.get(agent_name, Amounts()))

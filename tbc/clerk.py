@@ -189,6 +189,7 @@ class Clerk:
                 self._wake()
             else:
                 self._led = False
+        self._see_to_it()  # what was put in the queue while the mutex was locked
 
     async def arun(self, operation: Callable[[], Any], *, undo: Callable[[Any], Any] | None = None) -> Any:
         """Await `run`. If nobody waits any more, it is not done or undone; without `undo`, it is done."""
@@ -197,6 +198,9 @@ class Clerk:
         assert task.future is not None
         self._put(task)
         try:
+            if self._closed:  # its thread has ended
+                with contextlib.suppress(StoreError):  # the task has it
+                    await asyncio.to_thread(self.run, _do_nothing)
             return await task.future
         except asyncio.CancelledError:
             if undo is not None and not self._withdraw(task):
@@ -224,12 +228,22 @@ class Clerk:
                 task = self._left.popleft()
                 task.done = False
                 self._queue.append(task)
+        self._serve_queue()
+
+    def _serve_queue(self) -> None:
         with contextlib.suppress(StoreError):
-            self.run(lambda: None)
+            self.run(_do_nothing)
 
     def _put(self, task: _Task) -> None:
         self._queue.append(task)
-        if not self._led and self._mutex.acquire(blocking=False):  # a finalizer may come while it is locked
+        self._see_to_it()
+
+    def _see_to_it(self) -> None:
+        """Have what is in the queue served, if nobody does. Whoever has the mutex does that when it is free.
+
+        Never waits: a finalizer may come while this thread has locked it.
+        """
+        if self._queue and not self._led and self._mutex.acquire(blocking=False):
             try:
                 if not self._led:
                     self._led = True
@@ -258,18 +272,24 @@ class Clerk:
                 "Open a manager of its own in the child process",
             )
 
+    def ask_again(self) -> None:
+        """Ask a store that was away with the next operation, without a pause."""
+        self._ask_again_at = 0.0
+
     def close(self) -> None:
         """Serve what is in the queue and what was left, and end the thread; warn of what cannot be kept."""
-        with contextlib.suppress(StoreError):
-            self.run(lambda: None)
-        self._ask_again_at = 0.0
+        self._serve_queue()
+        self.ask_again()
         for _ in range(0, len(self._left), _LEFT_AT_ONCE):
             self.try_again()
-        self._closed = True
+        with self._mutex:  # nobody is just telling the thread to serve
+            self._closed = True
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             self._awaited.release()
             thread.join()
+        if self._queue:  # it came while the thread ended
+            self._serve_queue()
         undone, self._dropped = len(self._left) + self._dropped, 0
         if undone:
             first = "; ".join(str(task.what) for task in list(self._left)[:10])
@@ -295,7 +315,7 @@ class Clerk:
         self._awaited.release()
 
     def _work(self) -> None:
-        while not self._closed:
+        while True:
             self._awaited.acquire()
             if self._thread_leads:
                 self._thread_leads = False
@@ -304,6 +324,8 @@ class Clerk:
                 finally:
                     self._hand_over()
                 self._tell()
+            elif self._closed:
+                return
 
     # -- serving; at the desk ------------------------------------------------------------------------------
 
@@ -457,6 +479,10 @@ def _fail_all(batch: list[_Task], error: StoreError) -> None:
         own = copy(error)
         own.__cause__ = error.__cause__
         task.fail(own)
+
+
+def _do_nothing() -> None:
+    """Be served, with all that are in the queue."""
 
 
 def _deliver(tasks: list[_Task]) -> None:

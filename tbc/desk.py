@@ -619,12 +619,8 @@ class SpendingDesk(Pool):
             settlement: Settlement | None = ledger.answers.recall(key, content)
             if settlement is None:
                 books = self._open_books(agent_name)
-                spent = [Spent(Part(books, 0), tokens, False)]
-                if nano is not None or USD in ledger.sides:
-                    unpriced = 1 if nano is None and (tokens or calls) else 0
-                    spent.append(Spent(Part(ledger.on(USD, books), 0), nano or 0, guessed, unpriced))
-                if calls != 1 or CALLS in ledger.sides:
-                    spent.append(Spent(Part(ledger.on(CALLS, books), 0), calls, False))
+                unpriced = 1 if nano is None and (tokens or calls) else 0
+                spent = lifecycle.as_usage(ledger, books, tokens, nano, calls, unpriced, guessed=guessed)
                 settlement = lifecycle.book_usage(ledger, spent, now, note=note, key=key, model=model)
                 if confidence is not None:
                     self._note_confidence(books, confidence)

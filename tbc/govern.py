@@ -153,31 +153,30 @@ class Governor:
         plain = inspect.isroutine(function) or inspect.isclass(function)
         target = function if plain else getattr(function, "__call__", function)  # noqa: B004
 
-        def begin_stream(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Any]:
+        def begin_here(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Any]:
             call = begin(args, kwargs)
+            return call, call.start()
+
+        async def begin_aside(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Any]:
+            call = await self.manager.aside(begin, args, kwargs, undo=_never_sent)
             return call, call.start()
 
         wrapped: Callable[..., Any]
         if inspect.isgeneratorfunction(function) or inspect.isgeneratorfunction(target):
-            wrapped = follow(begin_stream)
+            wrapped = follow(begin_here)
         elif inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(target):
-            wrapped = follow_async(begin_stream)
+            wrapped = follow_async(begin_aside)
         elif inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(target):
 
             async def wrapped(*args: Any, **kwargs: Any) -> Any:
-                manager = self.manager
-                call = (
-                    await manager.aside(begin, args, kwargs, undo=_never_sent)
-                    if manager.waits
-                    else begin(args, kwargs)
-                )
-                return await call.await_result(call.start())
+                call, started = await begin_aside(args, kwargs)
+                return await call.await_result(started)
 
         else:
 
             def wrapped(*args: Any, **kwargs: Any) -> Any:
-                call = begin(args, kwargs)
-                return call.finish_or_follow(call.start())
+                call, started = begin_here(args, kwargs)
+                return call.finish_or_follow(started)
 
         return functools.wraps(function)(wrapped)
 
@@ -394,21 +393,22 @@ class Call:
         if self.watch is not None:
             self.watch.ended(error)
 
+    async def aside(self, work: Callable[..., Any], *values: Any) -> Any:
+        """Await what may wait for a store."""
+        return await self._manager.aside(work, *values)
+
     async def await_result(self, awaitable: Awaitable[Any]) -> Any:
         """Await the result and end the hold."""
-        manager = self._manager
         with self.running():
             try:
                 result = await awaitable
-            except BaseException as error:
-                if manager.waits and not isinstance(error, GeneratorExit):
-                    await manager.aside(self.fail, error)
-                else:
-                    self.fail(error)
+            except GeneratorExit as error:
+                self.fail(error)
                 raise
-        if manager.waits:
-            return await manager.aside(self.finish_or_follow, result)
-        return self.finish_or_follow(result)
+            except BaseException as error:
+                await self.aside(self.fail, error)
+                raise
+        return await self.aside(self.finish_or_follow, result)
 
     def finish_or_follow(self, result: Any) -> Any:
         """End the hold, or follow what is still to be consumed."""
@@ -438,8 +438,11 @@ class Call:
             with contextlib.suppress(OverrunError):
                 self.finish(result)
 
-    def add_chunk(self, chunk: Any) -> None:
-        """Count a chunk as it arrives, note the usage it may carry, and keep the hold alive."""
+    def add_chunk(self, chunk: Any) -> bool:
+        """Count a chunk as it arrives; returns whether it is time to keep the hold alive.
+
+        Notes the usage that it may carry.
+        """
         from tbc.stream_usage import StreamUsage
         from tbc.usage import text_of
 
@@ -455,11 +458,13 @@ class Call:
             self._output_is_stated = True
         elif text:  # written after what was stated: that was not the last word
             self._output_is_stated = False
-        now = self._manager.now()
-        if now >= self._keep_until and self.hold.state == "open":
-            with contextlib.suppress(HoldEndedError):  # it expired in the pause: the settle will be late
-                self.hold.extend(expires_s=self._governor.expires_s)
-            self._keep_until = now + self._governor.expires_s / 2
+        return self._manager.now() >= self._keep_until and self.hold.state == "open"
+
+    def keep_alive(self) -> None:
+        """Let the hold live on while chunks come."""
+        with contextlib.suppress(HoldEndedError):  # it expired in the pause: the settle will be late
+            self.hold.extend(expires_s=self._governor.expires_s)
+        self._keep_until = self._manager.now() + self._governor.expires_s / 2
 
     def finish_stream(self, result: Any = None) -> None:
         """Settle a stream that ran to its end; `result` is what a generator returned."""

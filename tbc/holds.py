@@ -368,7 +368,10 @@ class Hold(Part):
 
     @property
     def wind_down(self) -> bool:
-        """Whether it is time to finish: see `BudgetManager.should_wind_down`."""
+        """Whether it is time to finish: see `BudgetManager.should_wind_down`.
+
+        Like `remaining`, it asks the store, if there is one, and waits for it, also in an event loop.
+        """
         return self._desk.should_wind_down(self)
 
     def record(self, tokens: int) -> None:

@@ -41,14 +41,14 @@ from uuid import uuid4
 
 from tbc.axes import CALLS, TOKENS, USD, Axis
 from tbc.clock import Clock, system_clock
-from tbc.contract import check_amount
+from tbc.contract import ROOT, check_amount
 from tbc.decision import Decision
 from tbc.errors import BudgetExceededError, SliceTooSmallError, StoreError, TBCError
 from tbc.holds import Hold, PendingHold
 from tbc.leases import Amounts, Lease, LeaseHolder, Refused, Report
 from tbc.pool import has_reached, nano_dollars
 from tbc.slices import SliceBooks, SliceDesk, Waits, dollars, may_wait, shortfalls, without_waiting
-from tbc.stored import WaitingHold
+from tbc.stored import WaitingHold, undo_of
 
 if TYPE_CHECKING:
     from tbc.contract import BudgetContract
@@ -72,7 +72,7 @@ class _Seat:
         self.holder = holder
         self.books: SliceBooks | None = None
         self.until = -inf  # of the worker's clock: no local hold from then on
-        self.watched: list[SliceBooks] = []  # given back with calls in flight
+        self.watched: list[SliceBooks] = []  # given back, until no call is in flight
         self.tended = -inf
         self.tended_used = Amounts()
 
@@ -96,8 +96,9 @@ class LeasedManager:
 
     Notes
     -----
-    Thread-safe; after a fork the child begins with leases of its own. Holds with a `key` go to the shared
-    pool, as a key must be known to all. In ``audit`` mode nothing is refused here either.
+    Thread-safe. After a fork the child has none of its parent's leases; over a store it has to open a manager
+    of its own: every operation of this one raises `StoreError` there. Holds with a `key`, and those of the
+    root, go to the shared pool: a key must be known to all. In ``audit`` mode nothing is refused here either.
 
     At `close`, calls in flight are booked in full, as everything that may have been sent is. What they say
     later is told if it is more.
@@ -206,13 +207,14 @@ class LeasedManager:
 
     def ahold(self, agent_name: str, tokens: int = 0, **how: Any) -> PendingHold:
         """Await `hold`, or use it as an async context manager; the same arguments."""
+        asked = partial(self.hold, agent_name, tokens, **how)
 
         async def asking() -> Hold:
             try:
                 with without_waiting():
-                    return self.hold(agent_name, tokens, **how)
+                    return asked()
             except Waits:
-                granted: Hold = await self.aside(partial(self.hold, agent_name, tokens, **how), undo=_void)
+                granted: Hold = await self._shared.aside(asked, undo=undo_of(how))
                 return granted
 
         return WaitingHold(asking())
@@ -266,6 +268,9 @@ class LeasedManager:
         directly: Callable[[], Hold],
     ) -> Hold:
         """Hold from the lease, or from a larger one, or else in the shared pool."""
+        if agent_name == ROOT:  # no agent, that could have books of its own here
+            may_wait()
+            return directly()
         seat = self._seats.get(agent_name)
         if seat is not None and self._clock() < seat.until:
             books = seat.books
@@ -330,6 +335,7 @@ class LeasedManager:
         if isinstance(answer, Refused):
             if holder.hold_id is None and books is not None:  # an operator has closed it
                 self._retire(seat, books)
+                self._say_finals(seat)
             if isinstance(answer.error, SliceTooSmallError):
                 return answer.error
             if books is None or holder.hold_id is not None:
@@ -440,18 +446,21 @@ class LeasedManager:
     def _retire(self, seat: _Seat, books: SliceBooks) -> None:
         books.stop()
         books.told = seat.holder.closing.get(books.hold_id, books.told)
-        if any(books.in_flight()):
-            seat.watched.append(books)
+        seat.watched.append(books)  # also if none is in flight any more: one may just have ended
         seat.books, seat.until, seat.tended_used = None, -inf, Amounts()
 
-    def _tell_late(self, seat: _Seat) -> None:
-        """Say what calls that were in flight have cost more than was booked for them."""
+    def _tell_late(self, seat: _Seat, *, last: bool = False) -> None:
+        """Say what calls that were in flight have cost more than was booked for them.
+
+        At the `last` time those that still are, of a lease that an operator has closed, are booked in full.
+        """
         for books in list(seat.watched):
-            used = books.used()
+            flying = books.in_flight()
+            used = books.used().plus(flying) if last else books.used()
             if books.told.at_least(used) != books.told:
                 books.told = books.told.at_least(used)
-                seat.holder.amend(books.hold_id, books.told)
-            if not any(books.in_flight()):
+                seat.holder.amend(books.hold_id, books.told, estimated=any(flying) or books.take_guessed())
+            if not any(flying):
                 seat.watched.remove(books)
 
     def _say_finals(self, seat: _Seat) -> None:
@@ -499,7 +508,7 @@ class LeasedManager:
             answer = self._shared.answer(ask)
             assert not isinstance(answer, Report), "that answers reports"
             holder.take(ask.key, answer, Amounts())
-        self._tell_late(seat)
+        self._tell_late(seat, last=True)
         self._say_finals(seat)
 
     def __enter__(self) -> LeasedManager:
@@ -614,8 +623,3 @@ def _forget(myself: weakref.ref[LeasedManager]) -> None:
     manager = myself()
     if manager is not None:
         manager._seats, manager._life, manager._adding = {}, uuid4().hex, threading.Lock()
-
-
-def _void(hold: Hold) -> None:
-    if hold.state == "open":
-        hold.void()

@@ -22,15 +22,19 @@ Examples
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from math import inf
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import attrs
 
-from tbc.axes import AXES, Axis
+from tbc.axes import AXES, USD, Axis
 from tbc.contract import check_fraction, check_seconds
 from tbc.errors import HoldEndedError, InvalidAmountError, TBCError
+
+if TYPE_CHECKING:
+    from tbc.ledger import Ledger
 
 __all__ = [
     "MARGIN",
@@ -42,6 +46,7 @@ __all__ = [
     "Refused",
     "Report",
     "Slice",
+    "used_of",
 ]
 
 #: The share of a lease's length that a worker leaves unused at its end, and that an operator waits after it:
@@ -94,6 +99,20 @@ class Amounts(NamedTuple):
     def plus(self, other: Amounts) -> Amounts:
         """Return the sums."""
         return Amounts(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def minus(self, other: Amounts) -> Amounts:
+        """Return the differences."""
+        return Amounts(*(a - b for a, b in zip(self, other, strict=True)))
+
+
+def used_of(ledger: Ledger, agent_name: str) -> Amounts:
+    """Return what an agent of books in memory has spent in all."""
+    with ledger.lock:
+        ledger.look()
+        books = ledger.find(agent_name)
+        tokens, usd, calls = (ledger.row(books, axis)["consumed"] or 0 for axis in AXES)
+        dollars = ledger.look_up(USD, books)
+        return Amounts(tokens, usd, calls, 0 if dollars is None else dollars.unpriced)
 
 
 class LeaseTerms(NamedTuple):
@@ -202,7 +221,7 @@ class LeaseHolder:
     lease : Lease
         How it leases.
     life : str
-        What tells this life of the worker from all others before and after: it begins every key.
+        What tells this life of the worker from all others before and after, in every key.
 
     Attributes
     ----------
@@ -231,7 +250,8 @@ class LeaseHolder:
         self.closing: dict[int, Amounts] = {}
         self.guessed: set[int] = set()
         self.shut = False
-        self._life = life
+        names = f"{holder}/{agent_name}".encode(errors="backslashreplace")  # may be longer than a key
+        self._keys = f"lease/{hashlib.sha256(names).hexdigest()[:32]}/{life}"
         self._asks = 0
         self._asked_at = 0.0
 
@@ -249,7 +269,7 @@ class LeaseHolder:
         """
         if self.asked is None:
             self._asks += 1
-            key = f"lease/{self.holder}/{self.agent_name}/{self._life}/{self._asks}"
+            key = f"{self._keys}/{self._asks}"
             terms = self.lease.share, self.lease.seconds
             self.asked = Ask(key, self.agent_name, self.holder, need, *terms, self.hold_id, used)
             self._asked_at = now
@@ -266,10 +286,9 @@ class LeaseHolder:
         self.asked = None
         if isinstance(answer, Refused):
             if asked.hold_id is not None and isinstance(answer.error, HoldEndedError):
-                self.closing[asked.hold_id] = (
-                    asked.used
-                )  # an operator was first: say what was used all the same
-                self._forget()
+                # An operator was first: say what was used all the same. It is more by now, if this is an
+                # old request that was sent again.
+                self.close(asked.used.at_least(used))
             return
         if self.shut:  # nobody will spend it
             self.closing[answer.hold_id] = Amounts()
@@ -306,9 +325,11 @@ class LeaseHolder:
         self.shut = True
         self.close(used)
 
-    def amend(self, hold_id: int, used: Amounts) -> None:
+    def amend(self, hold_id: int, used: Amounts, *, estimated: bool = False) -> None:
         """Say more of a lease that was given back: a call had not ended then."""
         self.closing[hold_id] = self.closing.get(hold_id, Amounts()).at_least(used)
+        if estimated:
+            self.guessed.add(hold_id)
 
     def final_reports(self) -> list[Report]:
         """Return what is to be said, again, of leases that are given back."""

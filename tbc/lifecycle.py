@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import attrs
 
-from tbc.axes import format_amount
+from tbc.axes import CALLS, USD, format_amount
 from tbc.contract import check_amount
 from tbc.decision import Booking, Decision, Kind, Mode, Settlement, Status, Transfer
 from tbc.errors import BudgetExceededError, GateClosedError, HoldEndedError
@@ -24,6 +24,7 @@ from tbc.reallocator import Move, apply, find_cover, survey
 
 __all__ = [
     "Clamp",
+    "as_usage",
     "book_usage",
     "cover_excess",
     "decide",
@@ -564,6 +565,25 @@ def _return_loans(
 
 
 # -- spending above what was set aside -----------------------------------------------------------------
+
+
+def as_usage(
+    ledger: Ledger,
+    books: Books,
+    tokens: int,
+    nano: int | None,
+    calls: int,
+    unpriced: int,
+    *,
+    guessed: bool = False,
+) -> list[Spent]:
+    """Return what was spent without a hold on every axis that is kept. `books` are those on tokens."""
+    spent = [Spent(Part(books, 0), tokens, False)]
+    if nano is not None or USD in ledger.sides:
+        spent.append(Spent(Part(ledger.on(USD, books), 0), nano or 0, guessed, unpriced))
+    if calls != 1 or CALLS in ledger.sides:
+        spent.append(Spent(Part(ledger.on(CALLS, books), 0), calls, False))
+    return spent
 
 
 def book_usage(

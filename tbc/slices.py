@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
 from tbc.decision import Decision, Settlement
 from tbc.holds import Hold
-from tbc.leases import Amounts
+from tbc.leases import Amounts, used_of
 from tbc.leasing import LeasingDesk
 from tbc.pool import amounts_of
 
@@ -169,13 +169,7 @@ class SliceBooks:
 
     def used(self) -> Amounts:
         """Return what was spent in all."""
-        ledger, name = self.manager.ledger, self.agent_name
-        with ledger.lock:
-            ledger.look()
-            books = ledger.find(name)
-            tokens, usd, calls = (ledger.row(books, axis)["consumed"] or 0 for axis in AXES)
-            priced = ledger.look_up(USD, books)
-            return Amounts(tokens, usd, calls, 0 if priced is None else priced.unpriced)
+        return used_of(self.manager.ledger, self.agent_name)
 
     def in_flight(self) -> Amounts:
         """Return what open holds have set aside."""

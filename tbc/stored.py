@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import json
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from tbc import lifecycle
 from tbc.away import Allowance, AwayBooks
 from tbc.axes import AXES, format_amount
 from tbc.clerk import Clerk
@@ -37,11 +39,13 @@ from tbc.stores.opening import open_store
 
 if TYPE_CHECKING:
     from tbc.decision import Settlement
+    from tbc.leases import Amounts
     from tbc.leasing import LeaseHold
+    from tbc.ledger import Ledger
     from tbc.stores.store import Store
     from tbc.usage import Usage
 
-__all__ = ["StoredDesk", "WaitingHold"]
+__all__ = ["StoredDesk", "WaitingHold", "undo_of"]
 
 
 #: What reads or writes the books: run where the log of the pool ends.
@@ -162,11 +166,26 @@ class StoredDesk:
         if self._clerk.is_elsewhere:
             return
         self._sweeper.stop()
+        self._clerk.ask_again()
         self.bring_home()
         self._threads.shutdown()
         self._clerk.close()
+        self._warn_of_what_is_left()
         if self._owns_store:
             self._store.close()
+
+    def _warn_of_what_is_left(self) -> None:
+        left = {} if self._away is None else self._away.left()
+        if left:
+            told = ", ".join(
+                f"{name!r}: " + " + ".join(format_amount(axis, n) for axis in AXES if (n := spent.on(axis)))
+                for name, spent in left.items()
+            )
+            warnings.warn(
+                f"store {self._store.path!r} does not have what was spent and held while it was away: {told}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def __enter__(self) -> Any:
         return self
@@ -233,8 +252,11 @@ class StoredDesk:
     # -- while the store is away ---------------------------------------------------------------------------
 
     def _instead(self, error: StoreError, name: str, agent_name: str, *values: Any, **named: Any) -> Any:
-        """Do on the allowance what cannot be done in the store; without one, raise the store's error."""
-        if self._away is None:
+        """Do on the allowance what cannot be done in the store; without one, raise the store's error.
+
+        So does a request with a key: whether it was answered before stands in the store.
+        """
+        if self._away is None or named.get("key") is not None:
             raise error
         manager: Any = self
         with manager.ledger.lock:
@@ -248,21 +270,41 @@ class StoredDesk:
     def bring_home(self) -> None:
         """Book in the store what was spent while it was away, if it can be reached; it is tried by itself."""
         if self._away is not None:
-            record_usage: Callable[..., Any] = super().record_usage  # type: ignore[misc]
             with contextlib.suppress(StoreError):
-                self._away.bring_home(
-                    lambda *values, **named: self._clerk.run(partial(record_usage, *values, **named))
-                )
+                self._away.bring_home(lambda *spent: self._clerk.run(partial(self._book_away, *spent)))
+
+    def _book_away(self, agent_name: str, spent: Amounts, key: str) -> Settlement:
+        """Book what an agent has spent of the allowance; if it is closed by now, its parent pays."""
+        manager: Any = self
+        ledger: Ledger = manager.ledger
+        content = ("away", agent_name, spent)
+        with ledger.lock:
+            now = ledger.look()
+            settlement: Settlement | None = ledger.answers.recall(key, content)
+            if settlement is None:
+                books, note = ledger.find(agent_name), "while the store was away"
+                while books.closed:
+                    assert books.parent is not None, "the root is never closed"
+                    books, note = books.parent, f"of {agent_name!r} while the store was away"
+                usd = spent.usd or None
+                lines = lifecycle.as_usage(ledger, books, spent.tokens, usd, spent.calls, spent.unpriced)
+                settlement = lifecycle.book_usage(ledger, lines, now, note=note, key=key, model=None)
+                manager._remember(key, content, settlement)
+        return settlement
 
     # -- for callers that await ---------------------------------------------------------------------------
 
     def ahold(self, agent_name: str, tokens: int = 0, **how: Any) -> PendingHold:
-        """Await `hold`, or use it as an async context manager; the same arguments."""
+        """Await `hold`, or use it as an async context manager; the same arguments.
+
+        If it is cancelled, nothing is set aside; with a `key` the hold stays, and is found under it again.
+        """
         hold: Callable[..., Hold] = super().hold  # type: ignore[misc]
+        undo = undo_of(how)
 
         async def asking() -> Hold:
             try:
-                granted: Hold = await self._clerk.arun(partial(hold, agent_name, tokens, **how), undo=_void)
+                granted: Hold = await self._clerk.arun(partial(hold, agent_name, tokens, **how), undo=undo)
             except _AWAY as error:
                 granted = self._instead(error, "hold", agent_name, tokens, **how)
             return granted
@@ -278,7 +320,10 @@ class StoredDesk:
     ) -> Any:
         """Await what may wait for the store, done in a thread. If nobody waits any more, it is undone."""
         context = contextvars.copy_context()
-        doing = self._threads.submit(context.run, work, *values)
+        try:
+            doing = self._threads.submit(context.run, work, *values)
+        except RuntimeError as error:
+            raise StoreError(self._store.path, "its manager is closed", "Open it again") from error
         try:
             return await asyncio.shield(asyncio.wrap_future(doing))
         except asyncio.CancelledError:
@@ -395,6 +440,11 @@ def _teller(manager: Any) -> Callable[[], None]:
             Pool._tell(manager)
 
     return tell
+
+
+def undo_of(how: dict[str, Any]) -> Callable[[Any], None] | None:
+    """Return what ends a hold that nobody waited for; nothing, if it is found again under its key."""
+    return _void if how.get("key") is None else None
 
 
 def _void(hold: Any) -> None:

@@ -23,8 +23,14 @@ class Followed(Protocol):
     def running(self) -> AbstractContextManager[object]:
         """Return what to enter around every step."""
 
-    def add_chunk(self, chunk: Any) -> None:
-        """Count a chunk."""
+    def add_chunk(self, chunk: Any) -> bool:
+        """Count a chunk; returns whether it is time to keep the hold alive."""
+
+    def keep_alive(self) -> None:
+        """Let the hold live on."""
+
+    async def aside(self, work: Callable[..., Any], *values: Any) -> Any:
+        """Await what may wait for a store."""
 
     def finish_stream(self, result: Any = None) -> None:
         """Settle: the chunks have ended, and a generator returned `result`."""
@@ -48,7 +54,8 @@ def follow(
             while True:
                 with call.running():
                     chunk = step()
-                call.add_chunk(chunk)
+                if call.add_chunk(chunk):
+                    call.keep_alive()
                 try:
                     sent = yield chunk
                 except GeneratorExit:
@@ -72,18 +79,19 @@ def follow(
 
 
 def follow_async(
-    begin: Callable[[tuple[Any, ...], dict[str, Any]], tuple[Followed, Any]],
+    begin: Callable[[tuple[Any, ...], dict[str, Any]], Awaitable[tuple[Followed, Any]]],
 ) -> Callable[..., AsyncGenerator[Any, Any]]:
     """Return the same as an async generator function: only the waiting differs."""
 
     async def following(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        call, chunks = begin(args, kwargs)
+        call, chunks = await begin(args, kwargs)
         step: Callable[[], Awaitable[Any]] = chunks.__anext__
         try:
             while True:
                 with call.running():
                     chunk = await step()
-                call.add_chunk(chunk)
+                if call.add_chunk(chunk):
+                    await call.aside(call.keep_alive)
                 try:
                     sent = yield chunk
                 except GeneratorExit:
@@ -93,7 +101,7 @@ def follow_async(
                 else:
                     step = chunks.__anext__ if sent is None else functools.partial(chunks.asend, sent)
         except StopAsyncIteration:
-            call.finish_stream()
+            await call.aside(call.finish_stream)
         except GeneratorExit:
             call.abandon()
             if hasattr(chunks, "aclose"):
@@ -101,7 +109,7 @@ def follow_async(
                     await chunks.aclose()
             raise
         except BaseException as error:
-            call.fail(error)
+            await call.aside(call.fail, error)
             raise
 
     return following
@@ -161,7 +169,11 @@ class AsyncStream:
     def __init__(self, call: Followed, inner: Any) -> None:
         self._call = call
         self._inner = inner
-        self._chunks = follow_async(lambda args, kwargs: (call, inner))()
+
+        async def begun(*_: Any) -> tuple[Followed, Any]:
+            return call, inner
+
+        self._chunks = follow_async(begun)()
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self

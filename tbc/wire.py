@@ -31,6 +31,7 @@ _DECISION = (
     "available",
     "when_idle",
     "shortfall",
+    "unmet",
 )
 
 

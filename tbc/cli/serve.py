@@ -37,7 +37,7 @@ def serve(
     unknown_price: str = "refuse",
     policy: str | None = None,
     executor: str | None = None,
-    role: Role = "both",
+    role: Literal["both", "policy", "executor"] = "both",
     policy_url: Annotated[str | None, Parameter(env_var="TBC_POLICY_URL")] = None,
     policy_token: Annotated[str | None, Parameter(env_var="TBC_POLICY_TOKEN")] = None,
     policy_timeout_s: float = 2.0,

@@ -107,10 +107,10 @@ def _serve(store: Store, pool: str, port: int) -> None:
     """Serve the live page until SIGTERM or Ctrl-C."""
     from tbc.service import Pools, Service
     from tbc.service.server import serve
-    from tbc.service.viewed import VIEWS, ViewedPool
+    from tbc.service.viewed import ViewedPool
 
     pools = Pools(lambda name: ViewedPool(store, name), store)
-    service = Service(pools, pool=pool, here_only=True, only=VIEWS)
+    service = Service(pools, pool=pool, here_only=True, role="viewer")
     serve(
         service,
         "127.0.0.1",
@@ -172,7 +172,9 @@ def picture(sight: Sight, width: int, *, ascii_only: bool = False) -> Renderable
     """
     counts = f"{sight.agents:,} agents, open holds: {sight.open_holds:,}, line {sight.seq:,}"
     drawn: list[RenderableType] = [
-        _line(("pool ", ""), (printable(sight.pool), "bold"), (f", mode {sight.mode}, {counts}", ""))
+        _line(
+            ("pool ", ""), (printable(sight.pool), "bold"), (f", opened in {sight.mode} mode, {counts}", "")
+        )
     ]
     for axis, sums in sight.sums.items():
         drawn += _totals(axis, sums, width, ascii_only=ascii_only)

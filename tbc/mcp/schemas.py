@@ -182,7 +182,7 @@ _DECISION: Final = {
     "reason": text("In one sentence, with the numbers."),
     "remedy": text("What would make it pass; empty if it passes."),
     "axis": {"enum": ["tokens", "usd", "calls"]},
-    **_amounts("requested", "treasury", "siblings", "ancestors", "shortfall"),
+    **_amounts("requested", "treasury", "siblings", "ancestors", "shortfall", "unmet"),
     **_amounts("remaining", "available", "when_idle", null=True),
     "transfers": array(TRANSFER, "What would move, or has moved, in drain order."),
 }

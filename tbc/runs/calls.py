@@ -114,7 +114,8 @@ def _read(call: Call, reply: Any) -> tuple[Any, bool]:
         return reply, False
     text = []
     for chunk in reply:
-        call.add_chunk(chunk)
+        if call.add_chunk(chunk):
+            call.keep_alive()
         text.append(text_of(chunk))
     return "".join(text), True
 
@@ -126,7 +127,8 @@ async def _wait_for(call: Call, reply: Any) -> tuple[Any, bool]:
         return _read(call, reply)
     text = []
     async for chunk in reply:
-        call.add_chunk(chunk)
+        if call.add_chunk(chunk):
+            call.keep_alive()
         text.append(text_of(chunk))
     return "".join(text), True
 

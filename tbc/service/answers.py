@@ -83,6 +83,8 @@ class DecisionAnswer(TypedDict):
     when_idle_usd: NotRequired[str | None]
     shortfall: int
     shortfall_usd: NotRequired[str]
+    unmet: int
+    unmet_usd: NotRequired[str]
     transfers: list[TransferAnswer]
     confidence: float | None
     confidence_threshold: float | None

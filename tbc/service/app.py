@@ -7,7 +7,7 @@ import contextlib
 import functools
 import json
 import logging
-from collections.abc import AsyncGenerator, Container, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.applications import Starlette
@@ -72,12 +72,10 @@ class Service:
         Which class of model a step is given. Default: `tbc.policy.DEFAULT`.
     executor : Executor, optional
         What carries the steps of runs out. Default: they are simulated.
-    role : {"both", "policy", "executor"}
+    role : {"both", "policy", "executor", "viewer"}
         What of it all is served.
     policy_process : PolicyProcess, optional
         Who chooses for the steps of runs. Default: this process.
-    only : container of str, optional
-        Names of the operations that are served. Default: all.
     clock : callable
         Seconds, never going back.
     """
@@ -94,7 +92,6 @@ class Service:
         executor: Executor | None = None,
         role: Role = "both",
         policy_process: PolicyProcess | None = None,
-        only: Container[str] | None = None,
         clock: Clock = system_clock,
     ) -> None:
         self.pools = pools
@@ -123,9 +120,7 @@ class Service:
                 answer=HealthAnswer,
             ),
         )
-        self.operations = tuple(
-            each for each in every if serves(role, each) and (only is None or each.name in only)
-        )
+        self.operations = tuple(each for each in every if serves(role, each))
         self.document = document(self.operations, tokens=self._door.asks_for_tokens)
 
     async def admit(self, operation: Operation, headers: Mapping[bytes, bytes]) -> OpenPool | None:

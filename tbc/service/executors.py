@@ -14,6 +14,7 @@ tbc.errors.InvalidContractError: --executor math:nothing: the module math has no
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import inspect
@@ -28,10 +29,22 @@ import attrs
 
 from tbc.errors import InvalidContractError
 from tbc.money import to_nano, to_usd
+from tbc.run_errors import ResultNotKeptError
 from tbc.runs.step_result import read_step_usage
 from tbc.usage import Usage
 
-__all__ = ["Brought", "Executor", "Step", "dollars", "output_of", "read_outcome", "resolve", "simulate"]
+__all__ = [
+    "Brought",
+    "Executor",
+    "Step",
+    "StepInterruptedError",
+    "dollars",
+    "output_of",
+    "read_outcome",
+    "resolve",
+    "simulate",
+    "usage_of",
+]
 
 #: How many blocking callables are at work at once; the others wait for a thread.
 _THREADS: Final = 64
@@ -78,21 +91,32 @@ class Step:
 
 @attrs.frozen(kw_only=True)
 class Brought:
-    """What a step brought, and what it used.
+    """What a step used.
 
     Attributes
     ----------
-    output : str or None
-        Text, or what JSON has as text.
     usage : Usage
         Tokens.
     nano : int or None
         What it cost, in nano-dollars, if that is stated; else by the price of the tier.
     """
 
-    output: str | None
     usage: Usage
     nano: int | None = None
+
+
+class StepInterruptedError(Exception):
+    """A callable raised what ends tasks or processes: it ends its own step, and nothing else.
+
+    Parameters
+    ----------
+    error : BaseException
+        What it raised, such as `asyncio.CancelledError` or `SystemExit`.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"the callable raised {type(error).__name__}")
+        self.error = error
 
 
 def simulate(step: Step) -> dict[str, Any]:
@@ -120,7 +144,27 @@ class Executor:
     function: Callable[[Step], Any]
 
     async def call(self, step: Step) -> Any:
-        """Return what the callable returns."""
+        """Return what the callable returns.
+
+        Raises
+        ------
+        Exception
+            It raised that.
+        StepInterruptedError
+            It raised what is no `Exception`, and nobody has cancelled this task.
+        """
+        task = asyncio.current_task()
+        asked = 0 if task is None else task.cancelling()
+        try:
+            return await self._call(step)
+        except (Exception, GeneratorExit):
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > asked:
+                raise  # it is this request that is ended, not something within the callable
+            raise StepInterruptedError(error) from error
+
+    async def _call(self, step: Step) -> Any:
         function = self.function
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
             return await function(step)
@@ -141,20 +185,40 @@ def read_outcome(result: object) -> Brought:
     StepResultError, InvalidAmountError
         It says nothing of what it used, or what cannot be.
     """
-    used = read_step_usage(result)
+    usage = usage_of(result)
     assert isinstance(result, Mapping), "it has been read"
-    usage = used.usage or Usage(input_tokens=used.input_tokens, output_tokens=used.output_tokens)
     usd = result.get("usd")
     nano = None if usd is None else to_nano("usd", usd)
-    return Brought(output=output_of(result), usage=usage, nano=nano)
+    return Brought(usage=usage, nano=nano)
 
 
-def output_of(result: object) -> str | None:
-    """Return the output of a step as text; ``None`` if it has none."""
+def usage_of(result: object) -> Usage:
+    """Return the tokens that a callable states.
+
+    Raises
+    ------
+    StepResultError
+        It states none, or what cannot be.
+    """
+    used = read_step_usage(result)
+    return used.usage or Usage(input_tokens=used.input_tokens, output_tokens=used.output_tokens)
+
+
+def output_of(step: str, result: object) -> str | None:
+    """Return the output of a step as text; ``None`` if it has none.
+
+    Raises
+    ------
+    ResultNotKeptError
+        JSON cannot hold it.
+    """
     output = result.get("output") if isinstance(result, Mapping) else None
     if output is None or isinstance(output, str):
         return output
-    return json.dumps(output, default=str)
+    try:
+        return json.dumps(output, default=str)
+    except Exception as error:
+        raise ResultNotKeptError(step, f"JSON cannot hold its output ({type(error).__name__})") from None
 
 
 def dollars(nano: int | None) -> Any:

@@ -5,6 +5,7 @@ They hold no numbers: what the page shows it asks of the service with the reader
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -76,9 +77,14 @@ _PAGE: Final = Operation(
 
 
 def page_routes(service: Service) -> list[Route]:
-    """Return the routes of the page and its files, which are read now."""
-    files_of_page = _Files(service, dict(_read(files("tbc.service") / "static", "")))
-    return [Route("/", files_of_page), Route("/static/{name:path}", files_of_page)]
+    """Return the routes of the page and its files, which are read once."""
+    served = _Files(service, _static())
+    return [Route("/", served), Route("/static/{name:path}", served)]
+
+
+@functools.cache
+def _static() -> Mapping[str, _File]:
+    return dict(_read(files("tbc.service") / "static", ""))
 
 
 def _read(folder: Traversable, at: str) -> Iterator[tuple[str, _File]]:

@@ -23,7 +23,7 @@ _OF_RUNS: Final = ("budget_exhausted", "would_refuse")
 
 
 class RefusalAnswer(TypedDict):
-    """A hold that was refused, or would have been (audit mode), and why."""
+    """A hold that was refused, or would have been (audit mode), why, and what it lacked on each axis."""
 
     at: float
     mode: str
@@ -33,6 +33,7 @@ class RefusalAnswer(TypedDict):
     requested_usd: NotRequired[str]
     available: int | None
     available_usd: NotRequired[str | None]
+    unmet: dict[AxisName, int]
     reason: str
 
 
@@ -58,7 +59,8 @@ class Refusals:
     def add(self, decision: Mapping[str, Any]) -> None:
         """Remember a decision, as answers show it."""
         shown = {name: decision[name] for name in _SHOWN if name in decision}
-        self._last.append({"at": self._wall() / 1e9, "mode": decision["mode"], **shown})  # type: ignore[typeddict-item]
+        unmet = {each["axis"]: each["unmet"] for each in (decision, *decision["others"]) if each["unmet"]}
+        self._last.append({"at": self._wall() / 1e9, "mode": decision["mode"], "unmet": unmet, **shown})  # type: ignore[typeddict-item]
 
     def __iter__(self) -> Any:
         return iter(self._last)
@@ -79,6 +81,7 @@ def refusals_of_runs(store: Store, pool: str, mode: str) -> Iterable[RefusalAnsw
                         "agent_name": str(body.get("agent", body["step"])),
                         "axis": body["axis"],
                         **amounts_object(body["axis"], numbers),  # type: ignore[typeddict-item]
+                        "unmet": {body["axis"]: max(0, body["requested"] - body["available"])},
                         "reason": str(body["reason"]),
                     }
                 )

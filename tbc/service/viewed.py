@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tbc.errors import StoreMissingError
 from tbc.keeper import Keeper
@@ -17,23 +17,9 @@ if TYPE_CHECKING:
     from tbc.stores.rows import PoolState
     from tbc.stores.store import Store
 
-__all__ = ["VIEWS", "ViewedPool"]
+__all__ = ["ViewedPool"]
 
 T = TypeVar("T")
-
-#: The operations that read: nothing else is served beside the page.
-VIEWS: Final = frozenset(
-    {
-        "report",
-        "listAgents",
-        "getAgent",
-        "listEntries",
-        "listRefusals",
-        "streamEvents",
-        "metrics",
-        "health",
-    }
-)
 
 
 class ViewedPool:

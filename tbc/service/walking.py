@@ -24,8 +24,18 @@ from tbc.decision import Decision, Settlement
 from tbc.error_codes import INTERNAL_ERROR, code_of
 from tbc.errors import BudgetExceededError, KeyConflictError, NotSent, TBCError
 from tbc.policy import TierChoice
-from tbc.run_errors import PolicyAwayError, PolicyDiffersError, RunForgottenError
-from tbc.service.executors import Brought, Executor, Step, dollars, output_of, read_outcome, simulate
+from tbc.run_errors import PolicyAwayError, PolicyDiffersError, ResultNotKeptError, RunForgottenError
+from tbc.service.executors import (
+    Brought,
+    Executor,
+    Step,
+    StepInterruptedError,
+    dollars,
+    output_of,
+    read_outcome,
+    simulate,
+    usage_of,
+)
 from tbc.service.graphs import Graph, Outcome
 from tbc.service.run_records import Run, StepAnswer, StopReason
 from tbc.service.tiers import FlatQuestion, Judged, Tiers
@@ -375,23 +385,29 @@ class Walk:
         choice, executor = judged.choice, self._executor
         given = self._given(step, choice, asked)
         began = self._clock()
+        raised: Exception | None = None
         try:
             with watched(None if executor is None else self._pool.manager.call_watcher, hold) as call:
                 async with hold:
                     try:
                         result = simulate(given) if executor is None else await executor.call(given)
+                    except Exception as error:
+                        raised = error
+                        raise
                     finally:
                         took_ms = math.ceil((self._clock() - began) * 1_000)
                         step["latency_ms"] = choice.expected_latency_ms if executor is None else took_ms
-                    self._run.result = self._previous = step["output"] = output_of(result)
+                    unkept = self._keep_output(step, result)
                     brought = await self._read(result, hold)
                     call.usage = brought.usage
                     nano = brought.nano
                     if nano is None and self._tiers.price_of(choice.tier) is None:
                         nano = choice.expected_cost  # such a tier has one cost, whatever it uses
                     await hold.asettle(usage=brought.usage, usd=dollars(nano))
+                    if unkept is not None:
+                        raise unkept
         except Exception as error:
-            raise self._failed(step, error) from error
+            raise self._failed(step, error, raised) from error
         finally:
             self._book(step, hold.settlement)
         if executor is not None:
@@ -415,13 +431,26 @@ class Walk:
             seed=self._terms.seed,
         )
 
+    def _keep_output(self, step: StepAnswer, result: object) -> ResultNotKeptError | None:
+        """Keep what a step brought; return why that cannot be: what it used is booked first."""
+        self._run.result = self._previous = None
+        try:
+            self._run.result = self._previous = step["output"] = output_of(step["step"], result)
+        except ResultNotKeptError as error:
+            return error
+        return None
+
     @staticmethod
     async def _read(result: object, hold: Hold) -> Brought:
-        """Return what a step used; if it does not say so, the whole hold is booked."""
+        """Return what a step used; what it does not say is booked as it was held."""
         try:
             return read_outcome(result)
-        except TBCError:
-            await hold.asettle()
+        except Exception:
+            try:
+                usage = usage_of(result)
+            except Exception:
+                usage = None
+            await hold.asettle(usage=usage)
             raise
 
     def _book(self, step: StepAnswer, settlement: Settlement | None) -> None:
@@ -438,17 +467,23 @@ class Walk:
         run.spent += settlement.usd
         run.tokens += settlement.tokens
 
-    def _failed(self, step: StepAnswer, error: Exception) -> _End:
-        """Return how a run ends whose callable raised: its text is not shown, it may have secrets in it."""
+    def _failed(self, step: StepAnswer, error: Exception, raised: Exception | None) -> _End:
+        """Return how a run ends at a step that failed.
+
+        The text of what a callable has `raised` is not shown, it may have secrets in it.
+        """
+        name = step["step"]
         code = code_of(error)
         if isinstance(error, NotSent):
-            return _End("failed", "failed", code.code, f"Step {step['step']!r} was not sent.")
-        if code is not INTERNAL_ERROR:
+            return _End("failed", "failed", code.code, f"Step {name!r} was not sent.")
+        if code is not INTERNAL_ERROR and error is not raised:
             return _End("failed", "failed", code.code, str(error))
-        kind = type(error).__name__
-        where = "".join(traceback.format_tb(error.__traceback__))
-        _LOG.error("step %r of %s raised %s:\n%s", step["step"], self._run.run_id, kind, where)
-        return _End("failed", "failed", "step_raised", f"Step {step['step']!r} raised {kind}.")
+        found = error.error if isinstance(error, StepInterruptedError) else error
+        kind = type(found).__name__
+        where = "".join(traceback.format_tb(found.__traceback__))
+        _LOG.error("step %r of %s raised %s:\n%s", name, self._run.run_id, kind, where)
+        cause = "step_raised" if code is INTERNAL_ERROR else code.code
+        return _End("failed", "failed", cause, f"Step {name!r} raised {kind}.")
 
 
 def hold_key(key: str, number: int) -> str:

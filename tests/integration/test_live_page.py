@@ -160,17 +160,17 @@ def test_a_refusal_is_shown_with_its_reason_and_what_was_lacking(page):
 def test_who_comes_later_sees_the_last_refusals_too(page, mode, word):
     manager = team(mode=mode)
     with served(manager) as service:
-        body = {"agent_name": "writer", "tokens": 50_000}
-        assert (
-            httpx.post(f"{service.url}/v1/holds", json=body).status_code
-            == {"enforce": 402, "audit": 200}[mode]
-        )
+        lacking = manager.decide("writer", 50_000).unmet
+        answer = httpx.post(f"{service.url}/v1/holds", json={"agent_name": "writer", "tokens": 50_000})
+        assert answer.status_code == {"enforce": 402, "audit": 200}[mode]
         manager.record_usage("reader", 5)
         page.open(service)
         rows = page.rows("log")
         assert [row["What"] for row in rows[:2]] == ["spent", word]
         assert rows[1]["Amount"] == "50,000 tokens" and "'writer' asks for 50,000 tokens" in rows[1]["Why"]
-        assert page.rows("unmet") == [], "what was before is no demand since the page was opened"
+        (level,) = page.rows("unmet")
+        assert (level["Priority"], level["Refusals"]) == ("9", "1")
+        assert level["Unmet"] == f"{lacking:,}" == "30,000"
 
 
 def test_a_line_comes_without_loading_the_page_again(page):

@@ -489,7 +489,8 @@ async def test_the_last_refusals_are_listed_with_their_reasons(client, service):
     first, second = (await client.get("/v1/refusals")).json()["refusals"]
     assert first.pop("at") <= second.pop("at")
     names = ("mode", "agent_name", "axis", "requested", "available", "reason")
-    assert first == {name: answer[name] for name in names}
+    assert first == {**{name: answer[name] for name in names}, "unmet": {"tokens": answer["unmet"]}}
+    assert answer["unmet"] == 90_000 - answer["available"] and second["unmet"].keys() == {"usd"}
     assert (second["axis"], second["requested_usd"]) == ("usd", "7.5")
     for number in range(205):
         await hold(client, tokens=90_000 + number)

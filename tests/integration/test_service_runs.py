@@ -371,6 +371,69 @@ async def test_a_callable_that_raises_fails_the_run_and_what_is_known_is_booked(
     assert manager.report(axis="usd")["runs"]["consumed"] == found["total_cost"]
 
 
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("awaited", [True, False])
+def test_a_callable_that_raises_what_ends_tasks_fails_its_own_step_alone(kind, awaited, caplog):
+    secret = "-".join(["sk", "secret"])  # the log has the lines that it came through
+
+    def blocking(step):
+        if step.name == "execute":
+            raise kind(secret)
+        return answer_of()
+
+    async def model(step):
+        return blocking(step)
+
+    @run(executor=Executor("m:f", model if awaited else blocking))
+    async def ask(client, service):
+        done = await start(client, "k", budget=1)
+        assert done.status_code == 200 and "sk-secret" not in done.text
+        found = done.json()
+        assert (found["status"], column(found, "outcome")) == ("failed", ["done", "failed"])
+        assert found["stop"]["message"] == f"Step 'execute' raised {kind.__name__}."
+        assert column(found, "tokens") == [790, 1_000]
+        assert (await start(client, "k", budget=1)).json() == found
+        assert not books_of(service).ledger.open_holds
+
+    ask()
+    assert kind.__name__ in caplog.text and "sk-secret" not in caplog.text
+
+
+@run(executor=raising(tbc.InvalidAmountError("prompt", "sk-secret", "a number")))
+async def test_the_text_of_an_error_of_tbc_in_a_callable_is_neither_answered_nor_kept(client, service):
+    done = await start(client, budget=1)
+    stop = done.json()["stop"]
+    assert (stop["cause"], stop["message"]) == (
+        "invalid_amount",
+        "Step 'execute' raised InvalidAmountError.",
+    )
+    assert "sk-secret" not in done.text + (await client.get(f"/runs/{done.json()['run_id']}")).text
+
+
+CYCLE: list = []
+CYCLE.append(CYCLE)
+
+
+@pytest.mark.parametrize("output", [{("a", 1): 2}, CYCLE])
+def test_an_output_that_json_cannot_hold_does_not_lose_what_it_cost(output):
+    @run(executor=Executor("m:f", lambda step: answer_of(output=output, usd="0.006")))
+    async def ask(client, service):
+        done = (await start(client, budget=1)).json()
+        assert (done["status"], done["stop"]["cause"]) == ("failed", "result_not_kept")
+        step = done["steps"][0]
+        assert (step["cost_usd"], step["tokens"], step["estimated"]) == ("0.006", 790, False)
+        assert books_of(service).report()["runs"]["consumed"] == 790
+
+    ask()
+
+
+@run(executor=Executor("m:f", lambda step: answer_of(usd="a dollar")))
+async def test_a_price_that_is_none_does_not_lose_the_usage(client, service):
+    done = (await start(client, budget=1)).json()
+    assert (done["status"], done["stop"]["cause"]) == ("failed", "invalid_amount")
+    assert (done["steps"][0]["tokens"], done["steps"][0]["cost_usd"]) == (790, "0.03")
+
+
 @run(executor=raising(tbc.NotSent("sk-secret")))
 async def test_what_was_not_sent_costs_nothing(client, service):
     done = await start(client, budget=1)

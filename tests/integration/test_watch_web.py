@@ -18,7 +18,8 @@ import tbc
 from tbc.cli import run
 from tbc.errors import StoreMissingError
 from tbc.service import Pools, Service, create_app
-from tbc.service.viewed import VIEWS, ViewedPool
+from tbc.service.roles import VIEWS
+from tbc.service.viewed import ViewedPool
 from tbc.stores import SqliteStore
 from tests.live_page import Page, browsing
 
@@ -93,7 +94,7 @@ def test_nothing_that_writes_is_served(open_again):
         manager.close()
         pools = Pools(lambda name: ViewedPool(store, name), store)
         every = Service(Pools(lambda name: tbc.BudgetManager()))
-        service = Service(pools, pool="team", here_only=True, only=VIEWS)
+        service = Service(pools, pool="team", here_only=True, role="viewer")
         before = list(store.entries("team"))
 
         async def within():

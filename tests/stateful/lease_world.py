@@ -119,7 +119,7 @@ class World:
 
     def close_overdue(self, record: Any) -> None:
         hold = self.pool._leases[record.hold_id]
-        alive = hold.key.split("/")[3] not in self.crashed
+        alive = hold.key.split("/")[2] not in self.crashed
         # He comes when he has the time; at rest, the living give back by themselves.
         if not record.overdue or (self.random.random() < self.patience if self.now < END else alive):
             return
@@ -161,7 +161,7 @@ class World:
         for hold_id, hold in self.pool._leases.items():
             told, spent = hold.reported, (self.spent[hold_id], self.called[hold_id])
             charged = [charged[0] + told.tokens, charged[1] + told.calls]
-            life = str(hold.key).split("/")[3]
+            life = str(hold.key).split("/")[2]
             if life in self.crashed:
                 continue
             require(hold_id in self.known, f"{hold!r} was granted, and its worker never knew")

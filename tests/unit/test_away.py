@@ -137,6 +137,118 @@ def test_audit_mode_spends_and_books_it_later(store):
         assert manager.report()["writer"]["consumed"] == 4000
 
 
+@pytest.mark.parametrize("how", [{"when_away": tbc.Allowance(tokens=500)}, {"mode": "audit"}])
+def test_what_has_a_key_is_never_spent_twice(store, how):
+    with managing(store, **how) as manager:
+        manager.record_usage("writer", 100, key="usage")
+        held = manager.hold("writer", 100, key="hold")
+        held.settle(80)
+        store.away = True
+        for operation in (
+            lambda: manager.record_usage("writer", 100, key="usage"),
+            lambda: manager.hold("writer", 100, key="hold"),
+            lambda: asyncio.run(awaited(manager.ahold("writer", 100, key="hold"))),
+        ):
+            with pytest.raises(tbc.StoreAwayError):
+                operation()
+        store.away = False
+        manager.bring_home()
+        assert manager.hold("writer", 100, key="hold") is held
+        assert manager.record_usage("writer", 100, key="usage").tokens == 100
+        assert manager.report()["writer"]["consumed"] == 180
+
+
+async def awaited(pending):
+    return await pending
+
+
+def test_what_was_spent_of_an_agent_that_is_closed_by_now_is_paid_above_it(store):
+    with managing(store, when_away=tbc.Allowance(tokens=100)) as manager:
+        manager.register_agent("team", max_tokens=300)
+        for name in ("child", "other"):
+            manager.register_agent(name, parent="team", max_tokens=100)
+        store.away = True
+        manager.hold("child", 40).settle(40)
+        manager.hold("other", 30).settle(30)
+        store.away = False
+        manager.close_agent("child")
+        manager.bring_home()
+        manager.bring_home()
+        report = manager.report()
+        assert (report["team"]["consumed"], report["other"]["consumed"]) == (40, 30)
+        notes = [entry.note for entry in manager.ledger.history("team")]
+        assert notes == ["of 'child' while the store was away"]
+        manager.close()
+        check_books(manager)
+
+
+def test_what_cannot_be_booked_of_one_agent_does_not_keep_the_others(store, monkeypatch):
+    with managing(store, when_away=tbc.Allowance(tokens=100)) as manager:
+        manager.register_agent("other")
+        store.away = True
+        manager.hold("writer", 40).settle(40)
+        manager.hold("other", 30).settle(30)
+        store.away = False
+        book = manager._book_away
+
+        def refuses_writer(agent_name, spent, key):
+            if agent_name == "writer":
+                raise tbc.InvalidAmountError("tokens", spent.tokens, "less")
+            return book(agent_name, spent, key)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(manager, "_book_away", refuses_writer)
+            manager.bring_home()
+            assert manager.report()["other"]["consumed"] == 30
+        manager.bring_home()
+        assert manager.report()["writer"]["consumed"] == 40
+
+
+@pytest.mark.parametrize("how", [{"when_away": tbc.Allowance(tokens=500)}, {"mode": "audit"}])
+def test_the_close_warns_of_what_it_could_not_book(store, how):
+    manager = tbc.BudgetManager(store=store, max_tokens=1000, **how)
+    manager.register_agent("writer")
+    store.away = True
+    manager.hold("writer", 50).settle(40)
+    manager.hold("writer", 5)
+    with pytest.warns(RuntimeWarning, match="while it was away: 'writer': 45 tokens"):
+        manager.close()
+    store.away = False
+    with managing(store) as again:
+        assert again.report()["writer"]["consumed"] == 0
+
+
+def test_what_the_budget_did_not_cover_is_not_to_be_had_of_the_allowance_again(store):
+    with managing(store, when_away=tbc.Allowance(tokens=500)) as manager:
+        for _ in range(3):  # 1000 are covered, 500 are not
+            store.away = True
+            manager.hold("writer", 500).settle(500)
+            store.away = False
+            manager.bring_home()
+        store.away = True
+        with pytest.raises(tbc.BudgetExceededError):
+            manager.hold("writer", 1)
+        store.away = False
+        assert manager.report()["writer"] == {"allocated": 1000, "consumed": 1500, "remaining": -500}
+
+
+@pytest.mark.parametrize("priced", [{"usd": "0.01"}, {}])
+def test_calls_without_a_price_are_brought_home_as_such(store, priced):
+    with managing(store, mode="audit") as manager:
+        manager.register_agent("priced", max_usd="1")
+        store.away = True
+        if priced:
+            manager.hold("priced", 100, **priced).settle(90, **priced)
+        for _ in range(3):
+            manager.hold("priced", 100, model="of-unknown-price").settle(90)
+        store.away = False
+        manager.bring_home()
+        (dollars,) = [each for each in manager.accounts("usd") if each.agent_name == "priced"]
+        assert dollars.unpriced == 3
+        assert dollars.consumed == (10_000_000 if priced else 0)
+        check_books(manager)
+
+
 def test_coroutines_have_the_allowance_too(store):
     async def spend(manager):
         async with manager.ahold("writer", 40) as hold:

@@ -198,6 +198,45 @@ def test_a_lease_that_an_operator_closed_is_replaced(shared, worker, clock):
     assert consumed(shared) == 180
 
 
+def test_what_was_spent_after_a_renewal_that_failed_is_booked_after_an_operators_entry(
+    shared, worker, clock, monkeypatch
+):
+    worker.hold("writer", 100).settle(100)
+    clock.advance(16)
+    with monkeypatch.context() as away:
+        away.setattr(shared, "answer", lose_all)
+        with pytest.raises(tbc.StoreBusyError):
+            worker.tend(now=True)
+    worker.hold("writer", 500).settle(500)  # from the slice, which has not ended yet
+    clock.advance(60)
+    shared.close_lease(shared.leases()[0].hold_id, 100, calls=1, note="the bill so far")
+    worker.tend(now=True)
+    assert (consumed(shared), consumed(shared, "calls")) == (600, 2)
+
+
+def test_calls_in_flight_of_a_lease_that_an_operator_closed_are_booked_in_full_at_the_close(shared, clock):
+    worker = LeasedManager(shared, clock=clock)
+    worker.hold("writer", 100).settle(100)
+    flying, late = worker.hold("writer", 300), worker.hold("writer", 20)
+    worker.tend(now=True)
+    clock.advance(60)
+    shared.close_lease(shared.leases()[0].hold_id, 100, calls=1)
+    worker.hold("writer", 10).settle(10)  # of another lease
+    late.settle(5)
+    worker.tend(now=True)
+    assert consumed(shared) == 115
+    worker.close()
+    assert consumed(shared) == 415
+    flying.settle(310)
+    worker.tend(now=True)
+    assert consumed(shared) == 425
+    check_books(shared)
+
+
+def lose_all(message):
+    raise tbc.StoreBusyError("a.db", "locked", "Try again")
+
+
 def test_an_answer_that_was_lost_is_asked_for_again(shared, clock, monkeypatch):
     worker = LeasedManager(shared, clock=clock)
     real, lost = shared.answer, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import threading
 
@@ -150,6 +151,39 @@ def test_an_operator_can_be_a_worker(shared, opened):
     clock.advance(2)
     worker.close_lease(hold.hold_id, 30)
     assert consumed(worker) == 30
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 128, "\u7814\u7a76" * 20, "researcher/eu-west/literature"], ids=["long", "wide", "path"]
+)
+def test_names_of_agents_and_workers_may_be_long(shared, opened, name):
+    worker = opened(lease=LEASE, holder="tenant-budget-worker-deployment-6f7d9c8b5d-x2x7q:1" * 3)
+    worker.register_agent(name, max_tokens=0)
+    worker.hold(name, 10, usd=0).settle(10, usd=0)
+    assert len(worker.leases()) == 1
+    assert worker.report()[name]["consumed"] == 10
+
+
+def test_the_root_is_held_from_directly(shared, opened):
+    worker = opened(lease=LEASE, holder="w")
+    worker.hold(tbc.ROOT, 10, usd=0).settle(7, usd=0)
+    assert worker.used()["tokens"] == (7, 10_000) and worker.leases() == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_after_a_fork_the_child_has_to_open_a_manager_of_its_own(shared, opened):
+    worker = opened(lease=LEASE, holder="w")
+    worker.hold("writer", 10, usd=0).settle(10, usd=0)
+    child = os.fork()
+    if not child:
+        try:
+            worker.hold("writer", 10, usd=0)
+        except tbc.StoreError as error:
+            os._exit("before the fork" not in str(error))
+        os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    worker.hold("writer", 10, usd=0).settle(10, usd=0)
+    assert consumed(worker) == 20
 
 
 def test_governed_calls_are_held_in_the_slice(shared, opened):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import deque
 from functools import partial
 
 import pytest
@@ -474,6 +475,40 @@ def test_governed_functions_and_coroutines_are_kept(url):
         assert not manager.ledger.open_holds
 
 
+def test_an_event_loop_never_waits_for_the_store(tmp_path):
+    asked = []
+
+    class Watched(SqliteStore):
+        def transaction(self, pool=None, *, at=None):
+            asked.append(threading.current_thread())
+            return super().transaction(pool, at=at)
+
+    with Watched(tmp_path / "books.db") as store, open_manager(store, max_tokens=10_000) as manager:
+        manager.register_agent("writer")
+
+        @manager.govern("writer", max_output_tokens=50, expires_s=1e-9)  # is kept alive at every chunk
+        async def stream(fails):
+            yield "one word"
+            yield "another"
+            if fails:
+                raise RuntimeError("the provider hung up")
+
+        @manager.govern("writer", max_output_tokens=50)
+        async def open_stream():
+            return stream.__wrapped__(False)
+
+        async def work():
+            assert [chunk async for chunk in stream(False)] == ["one word", "another"]
+            with pytest.raises(RuntimeError, match="hung up"):
+                assert [chunk async for chunk in stream(True)] == []
+            assert [chunk async for chunk in await open_stream()] == ["one word", "another"]
+
+        asked.clear()
+        asyncio.run(work())
+        assert len(asked) >= 8 and threading.current_thread() not in asked
+        assert len(manager.ledger.history("writer")) == 3 and not manager.ledger.open_holds
+
+
 def test_who_is_cancelled_while_waiting_holds_nothing(url):
     with open_manager(url, max_tokens=10_000) as manager:
         manager.register_agent("writer", max_tokens=5_000)
@@ -489,6 +524,88 @@ def test_who_is_cancelled_while_waiting_holds_nothing(url):
             asyncio.run(cancelled())
         manager._clerk.close()
         assert not manager.ledger.open_holds
+
+
+def test_who_is_cancelled_while_waiting_finds_the_hold_under_its_key(url):
+    with open_manager(url, max_tokens=10_000) as manager:
+        manager.register_agent("writer", max_tokens=5_000)
+
+        async def cancelled_and_asked_again():
+            waiting = asyncio.ensure_future(manager.ahold("writer", 100, key="call"))
+            await asyncio.sleep(0)
+            manager.report()  # it is granted by now, and the loop does not know it yet
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            async with manager.ahold("writer", 100, key="call") as hold:
+                assert hold.state == "open"
+                hold.record(90)
+
+        asyncio.run(cancelled_and_asked_again())
+        assert manager.report()["writer"]["consumed"] == 90
+
+
+def test_awaited_operations_after_the_close_raise_as_plain_ones_do(url):
+    manager = open_manager(url, max_tokens=1000)
+    manager.register_agent("writer")
+
+    @manager.govern("writer", max_output_tokens=5)
+    async def ask():
+        return "a word"
+
+    async def work():
+        hold = await manager.ahold("writer", 10)
+        manager.close()
+        with pytest.raises(tbc.StoreError, match="closed"):
+            manager.hold("writer", 1)
+        for awaited in (manager.ahold("writer", 1), hold.asettle(5), ask()):
+            with pytest.raises(tbc.StoreError, match="closed"):
+                await asyncio.wait_for(awaited, 10)
+
+    asyncio.run(work())
+
+
+def test_awaited_operations_after_the_close_are_kept_in_a_store_that_is_open(tmp_path):
+    with SqliteStore(tmp_path / "books.db") as store:
+        manager = open_manager(store, max_tokens=1000)
+        manager.register_agent("writer")
+
+        async def work():
+            hold = await manager.ahold("writer", 10)
+            manager.close()
+            await asyncio.wait_for(hold.asettle(5), 10)
+
+        asyncio.run(work())
+        with open_manager(store) as again:
+            assert again.report()["writer"]["consumed"] == 5
+
+
+def test_what_comes_while_the_one_who_serves_leaves_is_served(url):
+    class Queue(deque):
+        """Runs something when it is next seen to be empty."""
+
+        last = None
+
+        def __bool__(self):
+            empty, meanwhile = len(self) == 0, Queue.last
+            if empty and meanwhile is not None:
+                Queue.last = None
+                meanwhile()
+            return not empty
+
+    with open_manager(url, max_tokens=1000) as manager:
+        clerk, served = manager._clerk, threading.Event()
+        assert not clerk._queue
+        clerk._queue = Queue()
+
+        def meanwhile():
+            other = threading.Thread(target=clerk.later, args=(served.set,))
+            other.start()
+            other.join()
+
+        Queue.last = meanwhile
+        manager.report()
+        assert served.wait(5)
 
 
 def test_two_pools_of_one_store_do_not_see_each_other(url):
@@ -512,6 +629,22 @@ def test_a_hold_is_found_by_its_number_in_another_process_open_or_ended(url):
         for nobody in (number + 1, 10**6, 0, -1, True, "1", None):
             with pytest.raises(tbc.UnknownHoldError):
                 first.find_hold(nobody)
+
+
+def test_a_hold_of_another_process_is_settled_at_the_price_of_its_model(url):
+    prices = {"cheap": {"input_per_million": "1", "output_per_million": "1"}}
+    with open_manager(url, max_usd="5", prices=prices) as manager:
+        manager.register_agent("writer", max_usd="2")
+        held = [manager.hold("writer", 100_000, model="cheap", key=key) for key in ("first", "second")]
+    with open_manager(url, prices=prices) as again:
+        again.hold("writer", 100_000, model="cheap", key="first").settle(1000)
+        found = again.find_hold(held[1].hold_id)
+        found.extend(100_000)
+        assert found.usd == 200_000_000
+        usage = tbc.Usage(input_tokens=10, output_tokens=20)
+        found.settle(usage=usage)
+        booked = [entry.consumed for entry in again.ledger.history("writer", axis="usd")]
+        assert booked == [1_000_000, 30_000]
 
 
 def test_a_lease_is_no_hold_that_could_be_found(url):

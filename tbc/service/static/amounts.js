@@ -3,7 +3,7 @@
 const NANO = 1_000_000_000n;
 const AMOUNTS = new Set([
   "allocated", "consumed", "held", "remaining", "min_reserve", "spare", "debt", "lent", "borrowed", "amount",
-  "requested", "treasury", "siblings", "ancestors", "available", "when_idle", "shortfall", "used",
+  "requested", "treasury", "siblings", "ancestors", "available", "when_idle", "shortfall", "unmet", "used",
 ]);
 // A string, or an integer that a double may not hold.
 const TOKEN = /"(?:[^"\\]|\\.)*"|-?\d{16,}(?![\d.eE])/g;

@@ -200,7 +200,7 @@ const isOpen = (id) => byId(id).closest("details").open;
 
 const unmet = new PagedTable(byId("unmet"), {
   label: "Unmet demand by priority",
-  empty: "Nothing was refused for want of budget since this page was opened.",
+  empty: "Nothing was refused for want of budget.",
   size: 12,
   columns: [
     { label: "Priority", kind: "level", show: (_, row) => String(row.priority) },
@@ -217,7 +217,8 @@ function drawUnmet() {
   const before = [...counted].filter(([key]) => key.startsWith(`${view.axis} `)).map(([key, amount]) => {
     return `${key.slice(view.axis.length + 1)}: ${amount}`;
   });
-  const own = levels.length ? "Since this page was opened; a refusal asked again counts again." : "";
+  const ago = pool.recalled ? `, and of the last ${pool.recalled.toLocaleString("en")} refusals before` : "";
+  const own = levels.length ? `Since this page was opened${ago}; a refusal asked again counts again.` : "";
   const all = before.length ? `Counted since the server started, by priority: ${before.join("; ")}.` : "";
   say(byId("unmet-note"), `${own} ${all}`.trim());
 }

@@ -78,7 +78,8 @@ export class Pool {
     this.lines = new Last(LINES);
     this.notices = new Last(NOTICES);
     this.since = 0; // the line after which everything is known
-    this.refused = 0;
+    this.refused = 0; // since the page was opened
+    this.recalled = 0; // before
     this.nth = 0;
     this.missed = 0;
     this.loans = Object.fromEntries(AXES.map((axis) => [axis, new Map()]));
@@ -130,15 +131,17 @@ export class Pool {
     for (const axis of report.axes) this.curves[axis].add(report.at, this.totals[axis].spent, this.totals[axis].cap);
   }
 
-  /** Take in the refusals of before: they are in the log, and in no sum. */
+  /** Take in the last refusals from before the page was opened. */
   recall(refusals) {
     const lines = this.lines.all;
     let place = 0;
     for (const each of refusals) {
       while (place < lines.length && lines[place].at <= each.at) place += 1;
       const seq = place > 0 ? lines[place - 1].seq : this.since;
-      this.notices.push({ at: each.at, nth: (this.nth += 1), kind: "refused", decision: each, lacks: [], priority: null, agent_name: each.agent_name, seq });
+      const lacks = Object.entries(each.unmet).map(([axis, short]) => ({ axis, short: BigInt(short) }));
+      this.notices.push({ at: each.at, ...this.refusal(each, lacks), seq });
     }
+    this.recalled = refusals.length;
   }
 
   /** Take in the next line. */
@@ -206,22 +209,27 @@ export class Pool {
 
   /** Take in news that is no line of the journal. */
   notice(name, data) {
-    const [at, nth] = [this.now(), (this.nth += 1)];
+    const at = this.now();
     if (name === "refused") {
       this.refused += 1;
-      const priority = this.agents.get(data.agent_name)?.priority ?? null;
-      const lacks = [data, ...(data.others ?? [])].map(lackOf).filter((each) => each !== null);
-      for (const { axis, short } of lacks) this.lack(axis, priority, short);
-      this.notices.push({ at, nth, kind: "refused", decision: data, lacks, priority, agent_name: data.agent_name, seq: this.seq });
+      const lacks = [data, ...data.others].filter((each) => each.unmet > 0n).map(({ axis, unmet: short }) => ({ axis, short }));
+      this.notices.push({ at, ...this.refusal(data, lacks), seq: this.seq });
     } else if (name === "gate") {
       const agent = this.agents.get(data.agent_name);
       if (agent) agent.gate_closed = data.closed;
-      this.notices.push({ at, nth, kind: "gate", gate: data, agent_name: data.agent_name, seq: this.seq });
+      this.notices.push({ at, nth: (this.nth += 1), kind: "gate", gate: data, agent_name: data.agent_name, seq: this.seq });
     } else if (name === "threshold") {
-      this.notices.push({ at, nth, kind: "threshold", threshold: data, agent_name: null, seq: this.seq });
+      this.notices.push({ at, nth: (this.nth += 1), kind: "threshold", threshold: data, agent_name: null, seq: this.seq });
     } else if (name === "missed") {
       this.missed += data.notices;
     }
+  }
+
+  refusal(decision, lacks) {
+    const { agent_name } = decision;
+    const priority = this.agents.get(agent_name)?.priority ?? null;
+    for (const { axis, short } of lacks) this.lack(axis, priority, short);
+    return { nth: (this.nth += 1), kind: "refused", decision, lacks, priority, agent_name };
   }
 
   lack(axis, priority, short) {
@@ -334,13 +342,6 @@ export class Pool {
     }
     return found.sort((a, b) => b.seq - a.seq || (b.nth ?? 0) - (a.nth ?? 0));
   }
-}
-
-function lackOf(decision) {
-  const refuses = decision.status === "busy" || decision.status === "exhausted";
-  if (!refuses || decision.available === null || decision.available === undefined) return null;
-  const short = decision.requested - decision.available;
-  return short > 0n ? { axis: decision.axis, short } : null;
 }
 
 const WORDS = {
