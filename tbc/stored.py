@@ -134,9 +134,9 @@ class StoredDesk:
         manager: Any = self
         ledger = manager.ledger
         keeper = Keeper(manager, self._store, self._pool_name)
-        ledger.numbers_from = self._store.numbers_from()
         for tries in count(1):
             try:
+                ledger.numbers_from = self._store.numbers_from()
                 keeper.count_calls()
                 with self._store.transaction(self._pool_name):
                     state = self._store.load_pool(self._pool_name)
