@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, Self
 
+from tbc.axes import TOKENS
+from tbc.contract import ROOT
 from tbc.errors import InvalidAmountError, StoreCorruptError, StoreError, StoreStaleError
 from tbc.journal import ended_calls
 from tbc.stores import statements
@@ -192,8 +194,9 @@ class Store(ABC):
     def verify(self, pool: str | None = None) -> list[PoolCheck]:
         """Check the chain of every journal (or of one), and every number of the books against it.
 
-        The accounts must be the sums of the journal, and what they hold the sum of the open holds. Others may
-        write meanwhile: what is checked is the moment of the call.
+        The accounts must be the sums of the journal, what they hold the sum of the open holds, and capped be
+        who is by the terms of the agents. Others may write meanwhile: what is checked is the moment of the
+        call.
 
         Raises
         ------
@@ -215,7 +218,7 @@ class Store(ABC):
             return check
         try:
             return _check_books(connection, pool, check, sums)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, LookupError) as error:
             return check._replace(problem=f"its books cannot be read ({error})")
 
     @abstractmethod
@@ -300,11 +303,9 @@ def _hold(row: tuple[Any, ...]) -> HoldRow:
 def _check_books(
     connection: Any, pool: PoolRow, check: PoolCheck, sums: dict[tuple[str, str], list[int]]
 ) -> PoolCheck:
-    """Check the books of a pool against the sums of its journal, and that their terms can be read."""
-    accounts = {
-        (row.agent, row.axis): [row.allocated, row.consumed, row.held, row.unpriced]
-        for row in map(AccountRow._make, connection.execute(statements.ACCOUNTS, (pool.pool,)))
-    }
+    """Check the books of a pool against the sums of its journal, and against the terms of its agents."""
+    rows = [_account(row) for row in connection.execute(statements.ACCOUNTS, (pool.pool,))]
+    accounts = {(row.agent, row.axis): [row.allocated, row.consumed, row.held, row.unpriced] for row in rows}
     nothing = [0, 0, 0, 0]
     for agent, axis in sorted(accounts.keys() | sums.keys()):
         booked, summed = accounts.get((agent, axis), nothing), sums.get((agent, axis), nothing)
@@ -323,7 +324,30 @@ def _check_books(
             return check._replace(
                 problem=f"{agent!r} holds {ours} {axis}, and its open holds sum to {theirs}"
             )
-    for _, _, _, terms, *_ in connection.execute(statements.AGENTS, (pool.pool,)):
-        json.loads(terms)
-    json.loads(pool.terms)
-    return check
+    agents = [AgentRow._make(row) for row in connection.execute(statements.AGENTS, (pool.pool,))]
+    return check._replace(problem=_against_terms(pool, agents, rows))
+
+
+def _against_terms(pool: PoolRow, agents: Sequence[AgentRow], rows: Sequence[AccountRow]) -> str:
+    """Return in words which account is not as the terms of the agents say; empty if all are."""
+    capped = {(row.agent, row.axis): row.capped for row in rows}
+    parents = {agent.agent: agent.parent for agent in agents}
+    terms = {agent.agent: json.loads(agent.terms) for agent in agents}
+    terms[ROOT] = {f"max_{axis}": cap for axis, cap in dict(json.loads(pool.terms)).items()}
+    closed = {agent.agent for agent in agents if agent.closed}
+
+    def is_capped(agent: str | None, axis: str) -> bool:
+        while agent is not None and (agent, axis) not in capped:  # who has no row is as the one above
+            agent = parents[agent]
+        return agent is not None and capped[agent, axis]
+
+    for row in rows:
+        said, cap = terms[row.agent], f"max_{row.axis}"
+        if row.agent in closed or cap not in said:
+            continue
+        if row.capped != (said[cap] is not None or is_capped(parents[row.agent], row.axis)):
+            which = "capped" if row.capped else "uncapped"
+            return f"{row.agent!r} is {which} on {row.axis}, and the terms say otherwise"
+        if row.axis == TOKENS and row.agent != ROOT and row.min_reserve != said.get("min_reserve", 0):
+            return f"{row.agent!r} keeps {row.min_reserve} tokens, and its terms say {said['min_reserve']}"
+    return ""

@@ -246,6 +246,24 @@ def test_what_cannot_be_read_is_damage_by_name(url, tmp_path, statement):
     assert statement is not BAD_TEXTS["a line"] or "line 3 was changed" in " ".join(verified.stdout.split())
 
 
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("UPDATE accounts SET capped = 0 WHERE agent = 'b'", "'b' is uncapped on tokens"),
+        ("UPDATE accounts SET capped = 0 WHERE agent = '(root)'", "is uncapped on tokens"),
+        ("UPDATE accounts SET min_reserve = 0", "keeps 0 tokens, and its terms say 40"),
+    ],
+)
+def test_caps_and_reserves_that_others_changed_are_found(open_again, statement, said):
+    with open_again() as store:
+        with open_manager(store, max_tokens=1000) as manager:
+            manager.register_agent("a", max_tokens=400)
+            manager.register_agent("b", parent="a", max_tokens=None)
+            assert store.verify()[0].ok
+        tamper(store, statement)
+        assert said in store.verify()[0].problem
+
+
 def test_an_answer_that_cannot_be_read_is_damage_and_spends_nothing(url, tmp_path):
     with open_manager(url) as manager:
         manager.register_agent("a", max_tokens=100)
