@@ -107,7 +107,7 @@ def test_python_finds_answers_that_were_lost(python, address, agent):
 
 
 class Crowded(httpx.HTTPTransport):
-    """Answers the first requests as a server does that has too many connections, and serves none of them."""
+    """Answers the first requests as a proxy does that reaches no server."""
 
     def __init__(self, first, status=503):
         super().__init__()

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 import tbc
+from tbc.clock import ManualClock
 from tbc.leased import LeasedManager
 from tbc.service import Limits, OpenPool, Pools, Service, create_app
 from tests.live_page import served
@@ -354,6 +355,45 @@ def test_holds_out_of_leases_have_numbers_of_their_own(tmp_path):
             await asyncio.to_thread(service.pools.close)
 
     asyncio.run(work())
+
+
+def test_a_hold_whose_time_has_passed_is_shown_expired():
+    async def within():
+        clock = ManualClock()
+        manager = tbc.BudgetManager(max_tokens=20_000, clock=clock)
+        manager.register_agent("writer", max_tokens=4_000)
+        async with client_of(make_service(lambda name: manager)) as client:
+            number = (await hold(client, expires_s=30)).json()["hold_id"]
+            clock.advance(29)
+            assert (await client.get(f"/v1/holds/{number}")).json()["state"] == "open"
+            clock.advance(1)
+            shown = (await client.get(f"/v1/holds/{number}")).json()
+            assert (shown["state"], shown["expires_in_s"]) == ("expired", None)
+            assert shown["settlement"]["state"] == "expired"
+            late = await client.post(f"/v1/holds/{number}/settle", json={"tokens": 80})
+            assert late.json()["state"] == "settled"
+
+    asyncio.run(within())
+
+
+def test_a_hold_out_of_a_lease_whose_time_has_passed_is_shown_expired(tmp_path):
+    def make(name):
+        lease = tbc.Lease(share=0.5, seconds=60)
+        return tbc.BudgetManager(
+            store=f"sqlite:///{tmp_path}/b.db", pool=name, max_tokens=20_000, lease=lease
+        )
+
+    async def within():
+        service = make_service(make)
+        async with client_of(service) as client:
+            await client.post("/v1/agents", json={"agent_name": "writer", "max_tokens": 4_000})
+            number = (await hold(client, expires_s=0.001)).json()["hold_id"]
+            held = service.pools.open["default"]._local[number]
+            await asyncio.to_thread(until, lambda: not held.expires_in_s)
+            assert (await client.get(f"/v1/holds/{number}")).json()["state"] == "expired"
+        await asyncio.to_thread(service.pools.close)
+
+    asyncio.run(within())
 
 
 def test_the_oldest_holds_are_forgotten_but_none_that_only_this_process_can_end(monkeypatch):
