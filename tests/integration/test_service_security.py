@@ -145,6 +145,45 @@ def test_a_stream_ends_with_its_token(how, tmp_path):
     asyncio.run(within())
 
 
+@pytest.mark.parametrize("broken", ["content", "mode", "folder"])
+def test_while_its_file_cannot_be_read_no_token_is_valid_and_nobody_is_told_where_it_is(
+    broken, tmp_path, caplog
+):
+    place = tmp_path / "kept"
+
+    async def within():
+        world = World(place)
+        path = place / "tokens.json"
+        kept = path.read_text()
+
+        async def asked():
+            world.clock.advance(2)
+            return await world.ask(client, "GET", "/v1/report", scope="read")
+
+        async with client_of(world.service) as client:
+            assert (await asked()).status_code == 200
+            if broken == "content":
+                path.write_text(kept + "x")
+            elif broken == "mode":
+                path.chmod(0o620)
+            else:
+                place.rename(tmp_path / "moved")
+                place.write_text("")
+            refused = [await asked(), await asked(), await client.get("/v1/report")]
+            assert {code(each) for each in refused} == {(503, "tokens_unreadable")}
+            assert not [each for each in refused if str(place) in each.text]
+            if broken == "folder":
+                place.unlink()
+                (tmp_path / "moved").rename(place)
+            path.write_text(kept)
+            path.chmod(0o600)
+            assert (await asked()).status_code == 200
+
+    asyncio.run(within())
+    said = [each.getMessage() for each in caplog.records if each.name == "tbc.service"]
+    assert len(said) == 1 and str(place) in said[0]
+
+
 @run
 async def test_the_pool_comes_from_the_token_alone(client, world):
     await world.ask(client, "POST", "/v1/agents", json={"agent_name": "a", "max_tokens": 10})
