@@ -50,6 +50,9 @@ _HEADERS: Final = (
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
+#: Seconds that what was cut off at the end has to book what it spent, and between two looks at it.
+_SETTLE_S: Final = 5.0
+_LOOK_S: Final = 0.01
 _JSON_KIND: Final = ((b"content-type", b"application/json"),)
 
 
@@ -102,6 +105,7 @@ class Service:
         self.executor = executor
         self.policy_process = policy_process
         self.draining = False
+        self.at_work = 0
         self._listeners: dict[str, Listeners] = {}
         self._turn = asyncio.Lock()
         every: tuple[Operation, ...] = (
@@ -183,6 +187,13 @@ class Service:
             found = self._listeners[pool.name] = Listeners(pool, self.limits.streams, self._turn)
         return found
 
+    async def settled(self) -> None:
+        """Wait, for a while, until what is in flight has ended: also what was cut off books what it spent."""
+        for _ in range(round(_SETTLE_S / _LOOK_S)):
+            if not self.at_work:
+                return
+            await asyncio.sleep(_LOOK_S)
+
     def drain(self) -> None:
         """Begin to end: streams stop, and what is in flight is finished."""
         self.draining = True
@@ -199,6 +210,7 @@ def create_app(service: Service) -> Starlette:
             yield
         finally:
             service.drain()
+            await service.settled()
             if service.policy_process is not None:
                 await service.policy_process.aclose()
             await asyncio.to_thread(service.pools.close)
@@ -263,6 +275,7 @@ class _Endpoint:
         pool: Any = None
         call: Call | None = None
         began = service.clock()
+        service.at_work += 1
         try:
             if operation is None:
                 raise _no_method(scope["method"], self._methods)
@@ -297,6 +310,13 @@ class _Endpoint:
             if pool is not None and operation is not None:
                 service.count_refusal(pool, operation, status, answer["error"]["code"], error)
             await _send(send, status, _encode(answer).encode(), found)
+        except asyncio.CancelledError:
+            if started or not service.draining:
+                raise
+            _, found, answer = answer_to(_cut_off())
+            await _send(send, 503, _encode(answer).encode(), found)
+        finally:
+            service.at_work -= 1
 
     async def _call(
         self, operation: Operation, pool: Any, scope: Any, headers: Mapping[bytes, bytes], receive: Any
@@ -458,6 +478,17 @@ def _abort(send: Any) -> None:
     transport = getattr(getattr(send, "__self__", None), "transport", None)
     if transport is not None:
         transport.abort()
+
+
+def _cut_off() -> Problem:
+    return Problem(
+        503,
+        "cut_off",
+        "The server ended while this was at work: it may have been done.",
+        "Send it again under its key, which finds the first answer. Without a key look at the books first.",
+        retryable=True,
+        headers={"retry-after": "1"},
+    )
 
 
 def _no_method(method: str, allowed: Iterable[str]) -> Problem:

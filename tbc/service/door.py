@@ -92,6 +92,15 @@ class Door:
         if self._bearers is None or operation.scope is None:
             return self._pool
         token = self._token(headers)
+        if token is None and self._bearers.unreadable:
+            raise Problem(
+                503,
+                "tokens_unreadable",
+                "The server cannot read its tokens now.",
+                "An operator has to look at its log; then send it again.",
+                retryable=True,
+                headers={"retry-after": "5"},
+            )
         if token is None:
             raise Problem(
                 401,
