@@ -135,6 +135,10 @@ class Service:
             return None
         return self.pools.open.get(name) or await self.pools.get(name)
 
+    def check_names(self, headers: Mapping[bytes, bytes]) -> None:
+        """Refuse what a page of the web may have sent; see `Door.check_names`."""
+        self._door.check_names(headers)
+
     def still_admits(self, headers: Mapping[bytes, bytes]) -> bool:
         """Return whether the token of a request that was admitted is still valid."""
         return self._door.bears(headers)
@@ -251,14 +255,19 @@ class _Document:
     """Serves the OpenAPI document."""
 
     def __init__(self, service: Service) -> None:
+        self._service = service
         self._body = _encode(service.document).encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["method"] == "GET":
-            await _send(send, 200, self._body, {})
-        else:
-            status, headers, answer = answer_to(_no_method(scope["method"], ["GET"]))
+        try:
+            self._service.check_names(dict(scope["headers"]))
+            if scope["method"] != "GET":
+                raise _no_method(scope["method"], ["GET"])
+        except Problem as problem:
+            status, headers, answer = answer_to(problem)
             await _send(send, status, _encode(answer).encode(), headers)
+        else:
+            await _send(send, 200, self._body, {})
 
 
 class _Endpoint:

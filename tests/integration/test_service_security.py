@@ -275,11 +275,20 @@ def test_names_that_only_lead_here_are_refused():
     async def ask():
         service = make_service(here_only=True)
         async with client_of(service) as client:
-            for host in ("localhost", "localhost:8787", "127.0.0.1:1", "[::1]:8787", "LOCALHOST"):
+            for host in (
+                "localhost",
+                "localhost:8787",
+                "127.0.0.1:1",
+                "127.0.0.2",
+                "[::1]:8787",
+                "LOCALHOST",
+            ):
                 assert (await client.get("/health", headers={"Host": host})).status_code == 200
+                assert (await client.get("/openapi.json", headers={"Host": host})).status_code == 200
             for host in ("evil.example", "localhost.evil.example", "127.0.0.1.nip.io:8787", "0.0.0.0", ""):
                 assert code(await client.get("/v1/report", headers={"Host": host})) == (421, "wrong_host")
-                assert code(await client.get("/health", headers={"Host": host})) == (421, "wrong_host")
+                for path in ("/health", "/openapi.json"):
+                    assert code(await client.get(path, headers={"Host": host})) == (421, "wrong_host")
 
     asyncio.run(ask())
 
@@ -291,6 +300,7 @@ def test_pages_of_other_origins_can_do_nothing():
             for origin in ("https://evil.example", "null", "http://localhost:1", "http://localhost.evil"):
                 headers = {"Origin": origin}
                 assert code(await client.post("/v1/agents/a/close", headers=headers)) == (403, "other_origin")
+                assert code(await client.get("/openapi.json", headers=headers)) == (403, "other_origin")
                 preflight = await client.options("/v1/holds", headers=headers)
                 assert preflight.status_code == 405
                 assert not [name for name in preflight.headers if name.startswith("access-control")]
