@@ -119,7 +119,7 @@ class Service:
                 name="health",
                 method="GET",
                 path="/health",
-                summary="Whether requests are served.",
+                summary="Whether requests are served, and whether the store answers, if there is one.",
                 scope=None,
                 serve=_health,
                 answer=HealthAnswer,
@@ -366,8 +366,14 @@ class _Endpoint:
 
 
 async def _health(call: Call) -> HealthAnswer:
-    """Say whether requests are served."""
-    return {"status": "draining" if call.service.draining else "healthy"}
+    """Say whether requests are served.
+
+    With the store away it is 200 all the same: the server lives, and spends from its leases.
+    """
+    found: HealthAnswer = {"status": "draining" if call.service.draining else "healthy"}
+    if call.service.pools.probe is not None:
+        found["store"] = "reached" if await call.service.pools.probe.answers() else "away"
+    return found
 
 
 async def _nothing(call: Call) -> None:
