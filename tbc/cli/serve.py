@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from tbc import BudgetManager, Lease
+from tbc.cli.checks import check_port, check_within
 from tbc.clock import EPOCH, system_clock
 from tbc.errors import InvalidContractError
-from tbc.policy import load_policy
+from tbc.policy import Policy, load_policy
 from tbc.service import Limits, Pools, Service
 from tbc.service.asking import PolicyProcess
 from tbc.service.bearers import Bearers, TokenFile
@@ -101,6 +102,9 @@ def serve(
     otel
         Tell OpenTelemetry of budgets; docs/telemetry.md says how to run it.
     """
+    check_port(port)
+    check_within("--grace-s", grace_s, 0, 3_600, "seconds")
+    check_within("--policy-timeout-s", policy_timeout_s, 0.001, 3_600, "seconds")
     process = _policy_process(role, policy_url, policy_token, policy_timeout_s)
     if role == "policy":
         _check_alone(store=store, lease=lease, executor=executor)
@@ -111,8 +115,14 @@ def serve(
         "mode": mode,
         "unknown_price": _price(unknown_price),
     }
+    BudgetManager(
+        pool=pool, **terms
+    )  # says now what is wrong with them: a pool is opened when it is asked for
     bearers = _bearers(tokens, host)
     pools = _pools(store, terms, lease, lease_seconds, _instrument if _checked(otel) else None)
+    if rate is not None:
+        check_within("--rate", rate, 0.001, 1e9, "requests a second")
+    check_within("--open-holds", open_holds, 1, 1e9, "holds")
     limits = Limits(rate=rate, open_holds=open_holds)
     service = Service(
         pools,
@@ -120,7 +130,7 @@ def serve(
         limits=limits,
         bearers=bearers,
         here_only=is_loopback(host),
-        policy=None if policy is None else load_policy(policy),
+        policy=_policy(policy, role),
         executor=None if executor is None else resolve(executor),
         role=role,
         policy_process=process,
@@ -150,6 +160,17 @@ def _policy_process(
     if where is not None:
         raise InvalidContractError(f"--policy-url is for --role executor, not for --role {role}")
     return None
+
+
+def _policy(file: str | None, role: Role) -> Policy | None:
+    """Return the tier policy; a process for nothing else does not start without the prices of its own."""
+    if file is not None:
+        return load_policy(file)
+    if role != "policy":
+        return None
+    from tbc.policy import DEFAULT
+
+    return DEFAULT
 
 
 def _check_alone(**given: object) -> None:

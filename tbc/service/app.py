@@ -130,6 +130,10 @@ class Service:
             return None
         return self.pools.open.get(name) or await self.pools.get(name)
 
+    def still_admits(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Return whether the token of a request that was admitted is still valid."""
+        return self._door.bears(headers)
+
     @functools.cached_property
     def tier_policy(self) -> Tiers:
         """The policy with what it has learned; the default one needs prices, which are looked up then."""
@@ -265,7 +269,14 @@ class _Endpoint:
             pool = await service.admit(operation, headers)
             call = await self._call(operation, pool, scope, headers, receive)
             if operation is EVENTS:
-                chunks = await _first(follow(pool, service.listeners(pool), _since(call), service.limits))
+                stream = follow(
+                    pool,
+                    service.listeners(pool),
+                    _since(call),
+                    service.limits,
+                    functools.partial(service.still_admits, headers),
+                )
+                chunks = await _first(stream)
                 started = True
                 await _stream(chunks, receive, send, service.limits.cut_off_s)
             else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tbc.service.problems import Problem
 
 if TYPE_CHECKING:
-    from tbc.service.bearers import Bearers
+    from tbc.service.bearers import Bearers, Token
     from tbc.service.calls import Operation
 
 __all__ = ["Door", "is_loopback"]
@@ -91,8 +91,7 @@ class Door:
             )
         if self._bearers is None or operation.scope is None:
             return self._pool
-        kind, _, text = headers.get(b"authorization", b"").partition(b" ")
-        token = self._bearers.find(text.strip()) if kind.lower() == b"bearer" else None
+        token = self._token(headers)
         if token is None:
             raise Problem(
                 401,
@@ -112,6 +111,16 @@ class Door:
         if self._rate is not None:
             self._take(token.name, self._rate)
         return token.pool
+
+    def bears(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Return whether the token of a request that was let in is still valid; ask as often as needed."""
+        return self._bearers is None or self._token(headers) is not None
+
+    def _token(self, headers: Mapping[bytes, bytes]) -> Token | None:
+        kind, _, text = headers.get(b"authorization", b"").partition(b" ")
+        if self._bearers is None or kind.lower() != b"bearer":
+            return None
+        return self._bearers.find(text.strip())
 
     def _take(self, name: str, rate: float) -> None:
         now, most = self._clock(), max(1.0, 2 * rate)

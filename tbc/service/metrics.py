@@ -2,7 +2,7 @@
 
 Counts are of the requests that this server answered; a request that is repeated under its key counts again.
 Budgets are those of the pool at the moment of the scrape. Labels are bounded: the agents that have spent most
-and "other", the first priorities that were seen and "(other)".
+and "(other)", the first priorities that were seen and "(other)".
 """
 
 from __future__ import annotations
@@ -111,11 +111,15 @@ class _Budgets:
 
     @staticmethod
     def _spenders(statement: Statement) -> set[str]:
-        """Return the agents that have spent most: dollars, where they are kept, before tokens and calls."""
+        """Return the agents that have spent most: dollars, where they are kept, before tokens and calls.
+
+        An agent whose name is that of the sum of the others is counted among them: one series for each name.
+        """
         spent: dict[str, list[int]] = {}
         for axis in (USD, TOKENS, CALLS):
             for account in statement.accounts.get(axis, ())[1:]:
-                spent.setdefault(account.agent_name, []).append(account.consumed)
+                if account.agent_name != OTHER:
+                    spent.setdefault(account.agent_name, []).append(account.consumed)
         return set(heapq.nlargest(_AGENTS, spent, key=lambda name: spent[name]))
 
 

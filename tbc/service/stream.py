@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -29,7 +29,7 @@ __all__ = ["Listeners", "follow"]
 
 _PAGE: Final = 500
 _NOTICES: Final = 256
-#: Seconds between two looks at what other processes have written.
+#: Seconds between two looks at what other processes have written, and at whether the reader still may.
 _LOOK_S: Final = 1.0
 _dump: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
@@ -116,23 +116,23 @@ def _notice(event: object) -> tuple[str, Any] | None:
 
 
 async def follow(
-    pool: OpenPool, listeners: Listeners, since: int | None, limits: Limits
+    pool: OpenPool, listeners: Listeners, since: int | None, limits: Limits, admitted: Callable[[], bool]
 ) -> AsyncGenerator[bytes]:
-    """Yield the text of the stream: what was after line `since`, then what comes."""
+    """Yield the text of the stream: what was after line `since`, then what comes, while it is `admitted`."""
     listener = listeners.add()
     try:
         if since is None:
             since = (await pool.run(lambda: pool.manager.statement(ROOT))).seq
         yield b"retry: 1000\n\n"
         waited = 0.0
-        while not listeners.closed:
+        while not listeners.closed and admitted():
             listener.woken.clear()
             text, since = await _news(pool, listener, since)
             if text:
                 waited = 0.0
                 yield text.encode()
                 continue
-            pause = limits.heartbeat_s if pool.store is None else min(_LOOK_S, limits.heartbeat_s)
+            pause = min(_LOOK_S, limits.heartbeat_s)
             try:
                 async with asyncio.timeout(pause):
                     await listener.woken.wait()

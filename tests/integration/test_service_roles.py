@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import tomllib
+from pathlib import Path
 
 import httpx
 import pytest
 
 import tbc
+import tbc.cli.serve as command
+from tbc import catalogue
 from tbc.cli.serve import serve
 from tbc.errors import InvalidContractError
 from tbc.policy import V1, Policy, Rule, Tier
@@ -199,6 +204,51 @@ def test_latencies_that_the_executor_has_seen_are_told_to_the_policy():
     asyncio.run(within())
 
 
+@pytest.fixture
+def unserved(monkeypatch):
+    """Nothing listens: what should have been refused at the start fails the test."""
+    monkeypatch.setattr(command, "run", lambda *_, **__: pytest.fail("it was started"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"rate": 0.0}, "--rate must be requests a second from 0.001"),
+        ({"rate": math.nan}, "--rate"),
+        ({"open_holds": 0}, "--open-holds must be holds from 1"),
+        ({"port": 99_999}, "--port must be from 0 to 65535, not 99999"),
+        ({"port": -1}, "--port"),
+        ({"grace_s": -1.0}, "--grace-s must be seconds from 0 to 3,600"),
+        ({"policy_timeout_s": math.nan}, "--policy-timeout-s"),
+        ({"max_tokens": -1}, "max_tokens must be"),
+        ({"max_usd": "-1"}, "usd"),
+        ({"max_usd": "much"}, "usd"),
+        ({"max_calls": -1}, "max_calls"),
+        ({"unknown_price": "-1"}, "unknown_price|per_million"),
+        ({"store": "sqlite:///x.db", "lease": 2.0}, "share must be"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused_at_the_start(
+    arguments, said, unserved, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(tbc.TBCError, match=said):
+        serve(**arguments)
+
+
+def test_a_policy_process_without_prices_does_not_start(unserved, monkeypatch):
+    monkeypatch.setattr(catalogue, "find", lambda *_: None)
+    with pytest.raises(tbc.UnknownPriceError):
+        serve(role="policy")
+
+
+def test_the_extra_brings_what_the_policy_that_comes_with_it_needs():
+    project = tomllib.loads((Path(tbc.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    assert "tbc[config,prices]" in extras["serve"]
+    assert any(each.startswith("genai-prices") for each in extras["prices"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -209,6 +259,6 @@ def test_latencies_that_the_executor_has_seen_are_told_to_the_policy():
         ({"executor": "math:pi"}, "cannot be called"),
     ],
 )
-def test_arguments_that_do_not_go_together_are_refused(arguments, said):
+def test_arguments_that_do_not_go_together_are_refused(arguments, said, unserved):
     with pytest.raises(InvalidContractError, match=said):
         serve(**arguments)

@@ -17,7 +17,7 @@ from tbc.clock import ManualClock
 from tbc.service import Limits, Pools, Service, create_app
 from tbc.service.bearers import Bearers, TokenFile
 from tbc.service.door import is_loopback
-from tests.service_client import client_of, make_service
+from tests.service_client import client_of, make_service, streaming
 
 
 class World:
@@ -115,6 +115,34 @@ async def test_tokens_expire_and_are_revoked_and_made_while_the_server_runs(clie
     assert await asked("read") == 401
     world.clock.advance(99)
     assert await asked("spend,read") == 401
+
+
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+def test_a_stream_ends_with_its_token(how, tmp_path):
+    async def within():
+        world = World(tmp_path)
+        text = world.make("one", "read", seconds=100)
+        world.clock.advance(2)  # the server has seen it
+        app = create_app(world.service)
+        async with client_of(world.service) as client, asyncio.timeout(60):
+            bearer = [(b"authorization", f"Bearer {text}".encode())]
+            await world.ask(client, "POST", "/v1/agents", json={"agent_name": "a", "max_tokens": 10})
+            async with (
+                streaming(app, "since=0", bearer) as stream,
+                streaming(app, "since=0", bearer) as other,
+            ):
+                for each in (stream, other):
+                    assert (await each.next())[0] == "entry"
+                if how == "revoked":
+                    world.file.revoke(world.names["one", "read"], now=world.clock())
+                world.clock.advance(2 if how == "revoked" else 100)
+                await world.ask(client, "POST", "/v1/agents", json={"agent_name": "z", "max_tokens": 10})
+                await asyncio.gather(stream.task, other.task)
+                said = [stream.chunks.get_nowait() for _ in range(stream.chunks.qsize())]
+                assert said[-1] == {"type": "http.response.body", "body": b""}
+                assert b'"z"' not in b"".join(each["body"] for each in said)
+
+    asyncio.run(within())
 
 
 @run
@@ -276,6 +304,14 @@ def test_tokens_from_the_command_line(tmp_path):
     assert "revoked" in tbc_command("token", "list", "--tokens", path).stdout
     wrong = tbc_command("token", "revoke", "nobody", "--tokens", path)
     assert wrong.returncode == 2 and "token list" in wrong.stderr
+
+
+@pytest.mark.parametrize("days", ["nan", "-1", "0", "1e300", "inf"])
+def test_a_token_expires_on_a_day_that_there_is(tmp_path, days):
+    path = tmp_path / "tokens.json"
+    made = tbc_command("token", "create", "--tokens", str(path), f"--days={days}")
+    assert made.returncode == 2 and "--days must be days from" in made.stderr
+    assert not path.exists()
 
 
 def test_a_server_that_others_reach_does_not_start_without_tokens():
