@@ -42,6 +42,10 @@ class Answers:
             raise KeyConflictError(key, first[0], content)
         return first[1]
 
+    def knows(self, key: str) -> bool:
+        """Return whether the first answer under `key` is at hand."""
+        return key in self._answers
+
     def remember(
         self, key: str | None, content: tuple[object, ...], answer: Any, open_holds: Container[int]
     ) -> None:

@@ -6,6 +6,7 @@ its way through the steps, and leaves no account behind.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from functools import partial
@@ -127,11 +128,12 @@ async def run_agent(call: Call) -> RunAnswer:
             raise
         run.end("failed", _stopped(run, "failed", "internal_error", "Something went wrong in the server."))
         _LOG.exception("%s failed", run.run_id)
-    except BaseException:  # the server ends: what was spent is booked
+    except BaseException as error:  # the server ends: what was spent is booked
         run.end("failed", _stopped(run, "cancelled", "cancelled", "The server has ended the run."))
-        history.ended(run, keep=limits.runs_kept)
-        _count_run(pool, run)
-        raise
+        if not (service.draining and isinstance(error, asyncio.CancelledError)):
+            history.ended(run, keep=limits.runs_kept)
+            _count_run(pool, run)
+            raise
     answer = run.as_object()
     history.ended(run, keep=limits.runs_kept)
     _count_run(pool, run)

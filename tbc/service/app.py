@@ -50,6 +50,9 @@ _HEADERS: Final = (
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
+#: Seconds that what was cut off at the end has to book what it spent, and between two looks at it.
+_SETTLE_S: Final = 5.0
+_LOOK_S: Final = 0.01
 _JSON_KIND: Final = ((b"content-type", b"application/json"),)
 
 
@@ -102,6 +105,7 @@ class Service:
         self.executor = executor
         self.policy_process = policy_process
         self.draining = False
+        self.at_work = 0
         self._listeners: dict[str, Listeners] = {}
         every: tuple[Operation, ...] = (
             *spending.OPERATIONS,
@@ -129,6 +133,10 @@ class Service:
         if operation.scope is None:
             return None
         return self.pools.open.get(name) or await self.pools.get(name)
+
+    def check_names(self, headers: Mapping[bytes, bytes]) -> None:
+        """Refuse what a page of the web may have sent; see `Door.check_names`."""
+        self._door.check_names(headers)
 
     def still_admits(self, headers: Mapping[bytes, bytes]) -> bool:
         """Return whether the token of a request that was admitted is still valid."""
@@ -182,6 +190,13 @@ class Service:
             found = self._listeners[pool.name] = Listeners(pool, self.limits.streams)
         return found
 
+    async def settled(self) -> None:
+        """Wait, for a while, until what is in flight has ended: also what was cut off books what it spent."""
+        for _ in range(round(_SETTLE_S / _LOOK_S)):
+            if not self.at_work:
+                return
+            await asyncio.sleep(_LOOK_S)
+
     def drain(self) -> None:
         """Begin to end: streams stop, and what is in flight is finished."""
         self.draining = True
@@ -198,6 +213,7 @@ def create_app(service: Service) -> Starlette:
             yield
         finally:
             service.drain()
+            await service.settled()
             if service.policy_process is not None:
                 await service.policy_process.aclose()
             await asyncio.to_thread(service.pools.close)
@@ -238,14 +254,19 @@ class _Document:
     """Serves the OpenAPI document."""
 
     def __init__(self, service: Service) -> None:
+        self._service = service
         self._body = _encode(service.document).encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["method"] == "GET":
-            await _send(send, 200, self._body, {})
-        else:
-            status, headers, answer = answer_to(_no_method(scope["method"], ["GET"]))
+        try:
+            self._service.check_names(dict(scope["headers"]))
+            if scope["method"] != "GET":
+                raise _no_method(scope["method"], ["GET"])
+        except Problem as problem:
+            status, headers, answer = answer_to(problem)
             await _send(send, status, _encode(answer).encode(), headers)
+        else:
+            await _send(send, 200, self._body, {})
 
 
 class _Endpoint:
@@ -262,6 +283,7 @@ class _Endpoint:
         pool: Any = None
         call: Call | None = None
         began = service.clock()
+        service.at_work += 1
         try:
             if operation is None:
                 raise _no_method(scope["method"], self._methods)
@@ -296,6 +318,13 @@ class _Endpoint:
             if pool is not None and operation is not None:
                 service.count_refusal(pool, operation, status, answer["error"]["code"], error)
             await _send(send, status, _encode(answer).encode(), found)
+        except asyncio.CancelledError:
+            if started or not service.draining:
+                raise
+            _, found, answer = answer_to(_cut_off())
+            await _send(send, 503, _encode(answer).encode(), found)
+        finally:
+            service.at_work -= 1
 
     async def _call(
         self, operation: Operation, pool: Any, scope: Any, headers: Mapping[bytes, bytes], receive: Any
@@ -444,6 +473,17 @@ async def _stream(chunks: AsyncGenerator[bytes], receive: Any, send: Any, cut_of
         await chunks.aclose()
     if isinstance(done[0], Exception):
         raise done[0]
+
+
+def _cut_off() -> Problem:
+    return Problem(
+        503,
+        "cut_off",
+        "The server ended while this was at work: it may have been done.",
+        "Send it again under its key, which finds the first answer. Without a key look at the books first.",
+        retryable=True,
+        headers={"retry-after": "1"},
+    )
 
 
 def _no_method(method: str, allowed: Iterable[str]) -> Problem:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import stat
@@ -40,6 +41,7 @@ _PREFIX: Final = b"tbc_"
 #: Seconds between two looks at the file.
 _LOOK_S: Final = 1.0
 _LOCK_S: Final = 10.0
+_LOG: Final = logging.getLogger("tbc.service")
 
 
 @attrs.frozen(kw_only=True)
@@ -164,13 +166,13 @@ class TokenFile:
         except (ValueError, TypeError, KeyError):
             raise InvalidContractError(f"{self.path} is no file of tokens") from None
 
-    def mark(self) -> tuple[int, int, int] | None:
+    def mark(self) -> tuple[int, int, int, int] | None:
         """Return what tells one state of the file from another; ``None`` if there is no file."""
         try:
             found = os.stat(self.path)
         except FileNotFoundError:
             return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
 
     def _change(self, change: Callable[[list[Token]], list[Token]]) -> None:
         folder = os.path.dirname(self.path)
@@ -198,6 +200,11 @@ class Bearers:
         Where tokens are.
     now : callable
         Unix seconds.
+
+    Attributes
+    ----------
+    unreadable : bool
+        Whether the file could not be read at the last look.
     """
 
     def __init__(self, file: TokenFile, now: Callable[[], float]) -> None:
@@ -206,9 +213,13 @@ class Bearers:
         self._mark = file.mark()
         self._tokens = {token.name.encode(): token for token in file.tokens()}
         self._looked = now()
+        self.unreadable = False
 
     def find(self, text: bytes) -> Token | None:
-        """Return the valid token with this text, or ``None``, and no word on why."""
+        """Return the valid token with this text, or ``None``, and no word on why.
+
+        While the file cannot be read no token is valid, and `unreadable` says so.
+        """
         now = self._now()
         if now >= self._looked + _LOOK_S:
             self._look(now)
@@ -220,7 +231,14 @@ class Bearers:
 
     def _look(self, now: float) -> None:
         self._looked = now
-        mark = self._file.mark()
-        if mark != self._mark:
-            self._tokens = {token.name.encode(): token for token in self._file.tokens()}
-            self._mark = mark
+        try:
+            mark = self._file.mark()
+            if self.unreadable or mark != self._mark:
+                self._tokens = {token.name.encode(): token for token in self._file.tokens()}
+                self._mark = mark
+                self.unreadable = False
+        except (InvalidContractError, OSError) as error:
+            if not self.unreadable:
+                _LOG.error("no token is accepted until its file is right again: %s", error)
+            self._tokens = {}
+            self.unreadable = True

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Door", "is_loopback"]
 
-#: How one says "this machine" to a server that listens there only.
+#: How one usually says "this machine" to a server that listens there only.
 _HERE = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
 
 
@@ -79,19 +79,19 @@ class Door:
         Problem
             Whoever sent it may not, or not now.
         """
-        host = headers.get(b"host", b"")
-        if self._here_only and _without_port(host) not in _HERE:
-            raise Problem(
-                421, "wrong_host", "This server answers for this machine only.", "Ask for localhost."
-            )
-        origin = headers.get(b"origin")
-        if origin is not None and origin.partition(b"://")[2] != host:
-            raise Problem(
-                403, "other_origin", "Pages of other origins are not served.", "Ask from a program."
-            )
+        self.check_names(headers)
         if self._bearers is None or operation.scope is None:
             return self._pool
         token = self._token(headers)
+        if token is None and self._bearers.unreadable:
+            raise Problem(
+                503,
+                "tokens_unreadable",
+                "The server cannot read its tokens now.",
+                "An operator has to look at its log; then send it again.",
+                retryable=True,
+                headers={"retry-after": "5"},
+            )
         if token is None:
             raise Problem(
                 401,
@@ -111,6 +111,25 @@ class Door:
         if self._rate is not None:
             self._take(token.name, self._rate)
         return token.pool
+
+    def check_names(self, headers: Mapping[bytes, bytes]) -> None:
+        """Refuse a request that a page of the web may have sent.
+
+        Raises
+        ------
+        Problem
+            It asks for another host than this one, or comes from another origin.
+        """
+        host = headers.get(b"host", b"")
+        if self._here_only and not _is_here(_without_port(host)):
+            raise Problem(
+                421, "wrong_host", "This server answers for this machine only.", "Ask for localhost."
+            )
+        origin = headers.get(b"origin")
+        if origin is not None and origin.partition(b"://")[2] != host:
+            raise Problem(
+                403, "other_origin", "Pages of other origins are not served.", "Ask from a program."
+            )
 
     def bears(self, headers: Mapping[bytes, bytes]) -> bool:
         """Return whether the token of a request that was let in is still valid; ask as often as needed."""
@@ -140,6 +159,11 @@ class Door:
                 headers={"retry-after": str(int(wait) + 1)},
             )
         bucket.left -= 1
+
+
+def _is_here(host: bytes) -> bool:
+    """Return whether a name is one of this machine: an address that is, needs no resolving."""
+    return host in _HERE or is_loopback(host.decode("latin-1").removeprefix("[").removesuffix("]"))
 
 
 def _without_port(host: bytes) -> bytes:

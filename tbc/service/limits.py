@@ -17,6 +17,12 @@ class Limits:
         Bytes of a body.
     body_s : float
         Seconds for a body to come.
+    head : int
+        Bytes of the head of a request: its address and its headers.
+    head_s, idle_s : float
+        Seconds for a head to come, and that a connection may wait for the next request.
+    connections : int
+        Open ones, of everybody together.
     rate : float, optional
         Requests a second of one token, twice as many at once; ``None``: as many as it likes.
     open_holds : int
@@ -31,6 +37,10 @@ class Limits:
 
     body: int = 65_536
     body_s: float = 10.0
+    head: int = 32_768
+    head_s: float = 10.0
+    idle_s: float = 30.0
+    connections: int = 5_000
     rate: float | None = 1_000.0
     open_holds: int = 10_000
     runs: int = 100

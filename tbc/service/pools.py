@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -50,6 +51,7 @@ class OpenPool:
         self.metrics = Metrics()
         self.runs = RunHistory()
         self._holds: dict[int, Hold] = {}
+        self._opening = 0
         self._local: dict[int, Hold] = {}  # only this process can end them
         self._numbers = _LOCAL + secrets.randbelow(2**51)
         self._run: Callable[[Callable[[], Any]], Any] | None = None
@@ -86,24 +88,35 @@ class OpenPool:
     def _forget_ended(self) -> None:
         self._local = {number: hold for number, hold in self._local.items() if hold.state == "open"}
 
-    def check_room(self, most: int) -> None:
-        """Refuse another hold if so many are open.
+    @contextmanager
+    def room(self, most: int, key: str | None = None) -> Generator[None]:
+        """Let another hold be opened in the block, or one that was opened under its key be found again.
 
         Raises
         ------
         Problem
-            End some first.
+            So many are open, or about to be: end some first.
         """
-        kept = self.manager.ledger.open_holds
-        if len(kept) + len(self._local) < most:
+        self._check_room(most, key)
+        self._opening += 1
+        try:
+            yield
+        finally:
+            self._opening -= 1
+
+    def _check_room(self, most: int, key: str | None) -> None:
+        ledger = self.manager.ledger
+        if len(ledger.open_holds) + len(self._local) + self._opening < most:
             return
         self._forget_ended()
-        if len(kept) + len(self._local) >= most:
+        if len(ledger.open_holds) + len(self._local) + self._opening >= most:
+            if key is not None and ledger.answers.knows(key):
+                return  # nothing new is opened
             raise Problem(
                 429,
                 "too_many_open_holds",
                 f"{most} holds of this pool are open.",
-                "Settle or void some, or wait until they expire: nothing was done.",
+                "Settle or void some, or wait until they expire: this request did nothing.",
                 retryable=True,
                 headers={"retry-after": "1"},
                 details={"most": most},

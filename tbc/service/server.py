@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import signal
 import socket
 from collections.abc import Callable
@@ -10,10 +12,12 @@ from typing import Any, Final
 import uvicorn
 
 from tbc.service.app import Service, create_app
+from tbc.service.connections import allow_many, close_idle, connection_of
 
 __all__ = ["make_server", "serve"]
 
-_CONNECTIONS: Final = 5_000
+#: How many of uvicorn's ticks, ten a second, are between two looks at idle connections.
+_TICKS: Final = 5
 
 
 class _Server(uvicorn.Server):
@@ -29,6 +33,11 @@ class _Server(uvicorn.Server):
         if self.started:
             host, port, *_ = self.servers[0].sockets[0].getsockname()
             self._started(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS == 0:
+            close_idle(self, asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.drain()
@@ -49,6 +58,7 @@ def serve(service: Service, host: str, port: int, *, grace_s: float, started: Ca
     started : callable
         Told the address, once it is served.
     """
+    allow_many(service.limits.connections)
     signal.signal(signal.SIGTERM, lambda *_: None)  # the server raises it again when it has ended
     make_server(service, host, port, grace_s=grace_s, started=started).run()
 
@@ -64,10 +74,11 @@ def make_server(
         access_log=False,
         server_header=False,
         proxy_headers=False,  # nobody asks from where a request came
-        log_level="warning",
+        log_level="error",
         lifespan="on",
-        limit_concurrency=_CONNECTIONS,
-        timeout_keep_alive=30,
+        http=connection_of(service.limits),
+        ws="none",
+        timeout_keep_alive=math.ceil(service.limits.idle_s),
         timeout_graceful_shutdown=round(grace_s),
     )
     return _Server(config, service, started)

@@ -28,19 +28,20 @@ async def open_hold(call: Call) -> HoldAnswer:
     """Set an amount aside."""
     asked: NewHold = call.body
     pool = call.pool
-    pool.check_room(call.service.limits.open_holds)
-    hold = await pool.manager.ahold(
-        asked.agent_name,
-        asked.tokens,
-        usd=money(asked),
-        calls=asked.calls,
-        model=asked.model,
-        expires_s=asked.expires_s,
-        key=call.key,
-        operation=asked.operation,
-        at_least=asked.at_least,
-    )
-    return hold_object(hold, pool.number(hold))
+    with pool.room(call.service.limits.open_holds, call.key):
+        hold = await pool.manager.ahold(
+            asked.agent_name,
+            asked.tokens,
+            usd=money(asked),
+            calls=asked.calls,
+            model=asked.model,
+            expires_s=asked.expires_s,
+            key=call.key,
+            operation=asked.operation,
+            at_least=asked.at_least,
+        )
+        number = pool.number(hold)
+    return hold_object(hold, number)
 
 
 async def get_hold(call: Call) -> HoldAnswer:

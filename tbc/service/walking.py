@@ -408,6 +408,10 @@ class Walk:
                         raise unkept
         except Exception as error:
             raise self._failed(step, error, raised) from error
+        except asyncio.CancelledError:
+            step["outcome"] = "failed"
+            step["problem"] = {"code": "cancelled", "message": "The server has ended the run."}
+            raise
         finally:
             self._book(step, hold.settlement)
         if executor is not None:

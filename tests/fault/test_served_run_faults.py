@@ -108,10 +108,18 @@ def test_a_run_that_is_under_way_is_finished_before_the_server_ends(folder):
 
 def test_a_step_that_does_not_end_is_cancelled_after_the_grace_and_booked(folder):
     with served(folder, "waits", "--grace-s", "1") as (server, where):
-        Asking(where)
+        asking = Asking(where)
         until(lambda: len(calls(folder)) == 2)
         server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0
+        _, said = server.communicate(timeout=60)
+        assert server.returncode == 0 and "Traceback" not in said
+        asking.join(60)
+    found = asking.answer.json()
+    assert asking.answer.status_code == 200 and found["stop"]["reason"] == "cancelled"
+    done, cut_off = found["steps"]
+    assert (done["outcome"], done["tokens"]) == ("done", 320)
+    assert (cut_off["outcome"], cut_off["tokens"], cut_off["estimated"]) == ("failed", 1_000, True)
+    assert cut_off["problem"]["code"] == "cancelled"
     with tbc.BudgetManager(store=f"sqlite:///{folder}/books.db") as manager:
         assert manager.report()["runs"]["consumed"] == 320 + 1_000  # the input, as an estimate
         assert not manager.ledger.open_holds

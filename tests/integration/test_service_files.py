@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from importlib.resources import files
 
 import pytest
@@ -147,3 +149,31 @@ def test_the_search_for_markup_finds_some():
         re.search(each, "eval(a) new Function b.innerHTML outerHTML insertAdjacentHTML document.write")
         for each in FORBIDDEN
     )
+
+
+@pytest.mark.parametrize("package", ["cyclopts", "prometheus_client", "starlette", "uvicorn", "httptools"])
+def test_without_the_extra_serve_says_what_to_install(package):
+    code = f"import sys; sys.modules[{package!r}] = None; from tbc.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "serve", "--port", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    said = f'The tbc command needs {package}. Install it with:  pip install "tbc[cli,serve]"\n'
+    assert done.stderr == said
+
+
+def test_what_an_import_lacked_is_found_however_deep_it_is():
+    from tbc.__main__ import _missing
+
+    try:
+        try:
+            raise ModuleNotFoundError("x", name="starlette.routing")
+        except ImportError as error:
+            raise ImportError("Cannot import module") from error
+    except ImportError as error:
+        assert _missing(error) == "starlette"
+    assert _missing(ImportError("x", name="mine")) is None

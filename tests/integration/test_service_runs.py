@@ -509,6 +509,28 @@ def test_latencies_of_callables_are_learned():
     asyncio.run(within())
 
 
+@run
+async def test_what_is_cut_off_at_the_end_of_the_server_is_answered_in_the_envelope(client, service):
+    entered = asyncio.Event()
+
+    async def waits(operation):
+        entered.set()
+        await asyncio.Event().wait()
+
+    await client.get("/v1/report")
+    (pool,) = service.pools.open.values()
+    pool.run = waits
+    asked = asyncio.create_task(client.get("/v1/report"))
+    async with asyncio.timeout(20):
+        await entered.wait()
+        assert service.at_work == 1
+        service.drain()
+        asked.cancel()
+        assert code(await asked) == (503, "cut_off")
+        await service.settled()
+    assert service.at_work == 0
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [

@@ -145,6 +145,45 @@ def test_a_stream_ends_with_its_token(how, tmp_path):
     asyncio.run(within())
 
 
+@pytest.mark.parametrize("broken", ["content", "mode", "folder"])
+def test_while_its_file_cannot_be_read_no_token_is_valid_and_nobody_is_told_where_it_is(
+    broken, tmp_path, caplog
+):
+    place = tmp_path / "kept"
+
+    async def within():
+        world = World(place)
+        path = place / "tokens.json"
+        kept = path.read_text()
+
+        async def asked():
+            world.clock.advance(2)
+            return await world.ask(client, "GET", "/v1/report", scope="read")
+
+        async with client_of(world.service) as client:
+            assert (await asked()).status_code == 200
+            if broken == "content":
+                path.write_text(kept + "x")
+            elif broken == "mode":
+                path.chmod(0o620)
+            else:
+                place.rename(tmp_path / "moved")
+                place.write_text("")
+            refused = [await asked(), await asked(), await client.get("/v1/report")]
+            assert {code(each) for each in refused} == {(503, "tokens_unreadable")}
+            assert not [each for each in refused if str(place) in each.text]
+            if broken == "folder":
+                place.unlink()
+                (tmp_path / "moved").rename(place)
+            path.write_text(kept)
+            path.chmod(0o600)
+            assert (await asked()).status_code == 200
+
+    asyncio.run(within())
+    said = [each.getMessage() for each in caplog.records if each.name == "tbc.service"]
+    assert len(said) == 1 and str(place) in said[0]
+
+
 @run
 async def test_the_pool_comes_from_the_token_alone(client, world):
     await world.ask(client, "POST", "/v1/agents", json={"agent_name": "a", "max_tokens": 10})
@@ -179,6 +218,36 @@ async def test_open_holds_of_a_pool_are_bounded(client, world):
     assert (await world.ask(client, "POST", "/v1/holds", scope="spend", json=asked)).status_code == 200
 
 
+@bounded(open_holds=1)
+async def test_a_hold_is_found_under_its_key_also_when_no_more_may_be_open(client, world):
+    await world.ask(client, "POST", "/v1/agents", json={"agent_name": "a", "max_tokens": 10})
+    asked = {"json": {"agent_name": "a", "tokens": 1}, "scope": "spend"}
+    first, again, other = [
+        await world.ask(client, "POST", "/v1/holds", headers={"Idempotency-Key": key}, **asked)
+        for key in ("k", "k", "other")
+    ]
+    assert again.status_code == 200 and again.json()["hold_id"] == first.json()["hold_id"]
+    assert code(other) == (429, "too_many_open_holds")
+
+
+def test_holds_that_are_about_to_be_opened_in_a_store_count_as_open(tmp_path):
+    pytest.importorskip("apsw")
+    from tbc.stores.opening import open_store
+
+    async def ask():
+        store = open_store(f"sqlite:///{tmp_path}/books.db")
+        pools = Pools(lambda name: tbc.BudgetManager(max_tokens=1_000, store=store, pool=name), store)
+        service = Service(pools, limits=Limits(open_holds=5))
+        async with client_of(service) as client:
+            await client.post("/v1/agents", json={"agent_name": "a", "max_tokens": 100})
+            asked = [client.post("/v1/holds", json={"agent_name": "a", "tokens": 1}) for _ in range(40)]
+            statuses = [each.status_code for each in await asyncio.gather(*asked)]
+            assert (statuses.count(200), statuses.count(429)) == (5, 35)
+        pools.close()
+
+    asyncio.run(ask())
+
+
 def test_holds_out_of_leases_are_bounded_too():
     from tbc.leased import LeasedManager
     from tbc.service.pools import OpenPool
@@ -190,12 +259,13 @@ def test_holds_out_of_leases_are_bounded_too():
         pool = OpenPool("default", worker, None)
         first = worker.hold("writer", 1)
         pool.number(first)
-        pool.check_room(3)
-        pool.number(worker.hold("writer", 1))
-        with pytest.raises(Problem, match="3 holds of this pool"):
-            pool.check_room(3)  # two, and the lease
+        with pool.room(3):
+            pool.number(worker.hold("writer", 1))
+        with pytest.raises(Problem, match="3 holds of this pool"), pool.room(3):  # two, and the lease
+            pass
         first.void()
-        pool.check_room(3)
+        with pool.room(3):
+            pass
 
 
 # -- pages that a browser here shows ---------------------------------------------------------------------
@@ -205,11 +275,20 @@ def test_names_that_only_lead_here_are_refused():
     async def ask():
         service = make_service(here_only=True)
         async with client_of(service) as client:
-            for host in ("localhost", "localhost:8787", "127.0.0.1:1", "[::1]:8787", "LOCALHOST"):
+            for host in (
+                "localhost",
+                "localhost:8787",
+                "127.0.0.1:1",
+                "127.0.0.2",
+                "[::1]:8787",
+                "LOCALHOST",
+            ):
                 assert (await client.get("/health", headers={"Host": host})).status_code == 200
+                assert (await client.get("/openapi.json", headers={"Host": host})).status_code == 200
             for host in ("evil.example", "localhost.evil.example", "127.0.0.1.nip.io:8787", "0.0.0.0", ""):
                 assert code(await client.get("/v1/report", headers={"Host": host})) == (421, "wrong_host")
-                assert code(await client.get("/health", headers={"Host": host})) == (421, "wrong_host")
+                for path in ("/health", "/openapi.json"):
+                    assert code(await client.get(path, headers={"Host": host})) == (421, "wrong_host")
 
     asyncio.run(ask())
 
@@ -221,6 +300,7 @@ def test_pages_of_other_origins_can_do_nothing():
             for origin in ("https://evil.example", "null", "http://localhost:1", "http://localhost.evil"):
                 headers = {"Origin": origin}
                 assert code(await client.post("/v1/agents/a/close", headers=headers)) == (403, "other_origin")
+                assert code(await client.get("/openapi.json", headers=headers)) == (403, "other_origin")
                 preflight = await client.options("/v1/holds", headers=headers)
                 assert preflight.status_code == 405
                 assert not [name for name in preflight.headers if name.startswith("access-control")]

@@ -1,0 +1,111 @@
+"""Connections that would keep others out: heads that do not end, and clients that never ask."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from contextlib import ExitStack, contextmanager
+from queue import SimpleQueue
+
+import pytest
+
+from tbc.service import Limits
+from tbc.service.server import make_server
+from tests.service_client import make_service
+
+WITHIN_S = 60
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@contextmanager
+def served(**limits):
+    """Yield the port of a server that runs in a thread."""
+    where = SimpleQueue()
+    service = make_service(limits=Limits(**limits))
+    server = make_server(service, "127.0.0.1", 0, grace_s=1, started=where.put)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        yield int(where.get(timeout=WITHIN_S).rpartition(":")[2])
+    finally:
+        server.should_exit = True
+        thread.join(WITHIN_S)
+    assert not thread.is_alive()
+
+
+def connected(port, sent=b""):
+    connection = socket.create_connection(("127.0.0.1", port), timeout=WITHIN_S)
+    connection.sendall(sent)
+    return connection
+
+
+def all_of(connection):
+    """Return what comes until the server closes."""
+    said = b""
+    while part := connection.recv(65_536):
+        said += part
+    return said
+
+
+def answer(said):
+    """Return status and code of an answer that came as an error."""
+    head, _, body = said.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+HALF_OF_A_SECOND = HEALTH + HEALTH[:-2]
+
+
+@pytest.mark.parametrize("sent", [b"", HEALTH[:-2], HEALTH, HALF_OF_A_SECOND, b"\r\n" * 9])
+def test_who_does_not_go_on_is_closed(sent):
+    with served(head_s=0.1, idle_s=0.2) as port, connected(port, sent) as connection:
+        said = all_of(connection)
+        assert said.count(b"200 OK") == sent.count(b"\r\n\r\n") * (b"GET" in sent)
+        with connected(port, HEALTH) as other:
+            assert other.recv(12) == b"HTTP/1.1 200"
+
+
+def test_who_waits_for_an_answer_is_not_closed():
+    with served(head_s=0.1, idle_s=0.1) as port:
+        stream = HEALTH.replace(b"/health", b"/v1/events?since=0")
+        with connected(port, stream + HEALTH[:-2]) as connection, connected(port) as idle:
+            assert b"200 OK" in connection.recv(65_536)
+            assert all_of(idle) == b""  # idle ones have been looked at
+            with connected(port, HEALTH) as other:
+                assert all_of(other).startswith(b"HTTP/1.1 200")
+            connection.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                while connection.recv(65_536):
+                    pass  # it is open
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [b"x-a: " + b"a" * 20_000 + b"\r\n", b"x-a: b\r\n" * 1_000, b"x-a: " + b"a" * 20_000],
+)
+def test_a_head_that_is_too_large_is_431(headers):
+    with served(head_s=WITHIN_S, head=16_384) as port, connected(port, HEALTH[:-2]) as connection:
+        connection.sendall(headers)
+        assert answer(all_of(connection)) == (431, "headers_too_large")
+
+
+def test_an_address_that_is_too_long_is_431():
+    with served(head=16_384) as port, connected(port, HEALTH.replace(b"health", b"a" * 20_000)) as asked:
+        assert answer(all_of(asked)) == (431, "headers_too_large")
+
+
+def test_what_is_no_http_is_400_in_the_envelope():
+    with served() as port, connected(port, b"hello\r\n\r\n") as connection:
+        assert answer(all_of(connection)) == (400, "malformed_request")
+
+
+def test_beyond_the_limit_of_connections_the_answer_says_so_and_idle_ones_make_room():
+    with served(connections=10, head_s=WITHIN_S, idle_s=WITHIN_S) as port, ExitStack() as stack:
+        idle = [stack.enter_context(connected(port)) for _ in range(12)]
+        with connected(port, HEALTH) as asked:
+            assert answer(all_of(asked)) == (503, "too_many_connections")
+        for each in idle:
+            assert all_of(each) == b""  # closed long before its time
+        with connected(port, HEALTH) as asked:
+            assert asked.recv(12) == b"HTTP/1.1 200"
