@@ -107,6 +107,7 @@ class Service:
         self.draining = False
         self.at_work = 0
         self._listeners: dict[str, Listeners] = {}
+        self._turn = asyncio.Lock()
         every: tuple[Operation, ...] = (
             *spending.OPERATIONS,
             *agents.OPERATIONS,
@@ -187,7 +188,7 @@ class Service:
         """Return the readers of a pool's events."""
         found = self._listeners.get(pool.name)
         if found is None:
-            found = self._listeners[pool.name] = Listeners(pool, self.limits.streams)
+            found = self._listeners[pool.name] = Listeners(pool, self.limits.streams, self._turn)
         return found
 
     async def settled(self) -> None:
@@ -458,6 +459,7 @@ async def _stream(chunks: AsyncGenerator[bytes], receive: Any, send: Any, cut_of
             await send({"type": "http.response.body", "body": b""})
         except TimeoutError:
             _LOG.info("a reader of events took nothing for %g s and is cut off", cut_off_s)
+            _abort(send)
 
     async def left() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -466,6 +468,7 @@ async def _stream(chunks: AsyncGenerator[bytes], receive: Any, send: Any, cut_of
     tasks = [asyncio.create_task(write()), asyncio.create_task(left())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(0)  # a connection that was cut off is known to be closed
     finally:
         for task in tasks:
             task.cancel()
@@ -473,6 +476,17 @@ async def _stream(chunks: AsyncGenerator[bytes], receive: Any, send: Any, cut_of
         await chunks.aclose()
     if isinstance(done[0], Exception):
         raise done[0]
+
+
+def _abort(send: Any) -> None:
+    """Close the connection without waiting until its reader has taken what was sent, which it does not.
+
+    ASGI has no word for that: the server's own `send` knows the transport. Where it does not, the server
+    closes the connection because the answer is not complete.
+    """
+    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    if transport is not None:
+        transport.abort()
 
 
 def _cut_off() -> Problem:

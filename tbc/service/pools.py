@@ -136,6 +136,26 @@ class OpenPool:
         found: Hold = await self.run(lambda: self.manager.find_hold(number))
         return found
 
+    async def as_it_stands(self, number: int) -> Hold:
+        """Return the hold of that number, ended if its time has passed.
+
+        Raises
+        ------
+        UnknownHoldError
+            There is none.
+        """
+        hold = await self.find(number)
+        if hold.state == "open" and not hold.expires_in_s:
+            desk: Any = hold._desk
+            ledger = desk.ledger
+
+            def look() -> None:
+                with ledger.lock:
+                    ledger.look()
+
+            await self.run(look)
+        return hold
+
     def under(self, number: int, error: HoldEndedError) -> HoldEndedError:
         """Return the error with the number that the client knows."""
         return HoldEndedError(number, error.state, error.attempted, _under(number, error.settlement))

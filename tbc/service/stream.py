@@ -1,8 +1,10 @@
 """Events as they happen: the journal of a pool as server-sent events, from any line on.
 
 A stream reads the journal, and nothing is kept for its reader: who is slow reads later, and who takes
-nothing at all is cut off. Writers never wait. What is no line of the journal (refusals, gates, thresholds) is
-kept for each reader, the last few; a reader that falls behind misses the oldest and is told how many.
+nothing at all is cut off. Writers never wait. Those who catch up take turns, a page each, and between two
+pages whatever else is asked of the server is answered. What is no line of the journal (refusals, gates,
+thresholds) is kept for each reader, the last few; a reader that falls behind misses the oldest and is told
+how many.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Listeners", "follow"]
 
-_PAGE: Final = 500
+_PAGE: Final = 200
 _NOTICES: Final = 256
 #: Seconds between two looks at what other processes have written, and at whether the reader still may.
 _LOOK_S: Final = 1.0
@@ -52,10 +54,22 @@ class _Listener:
 
 
 class Listeners:
-    """The readers of one pool's events. Nobody subscribes to the pool while there are none."""
+    """The readers of one pool's events. Nobody subscribes to the pool while there are none.
 
-    def __init__(self, pool: OpenPool, most: int) -> None:
+    Parameters
+    ----------
+    pool : OpenPool
+        Whose.
+    most : int
+        How many there may be.
+    turn : asyncio.Lock, optional
+        Who has it makes a page; one for all pools of a server.
+    """
+
+    def __init__(self, pool: OpenPool, most: int, turn: asyncio.Lock | None = None) -> None:
         self._pool = pool
+        self._turn = asyncio.Lock() if turn is None else turn
+        self._reading = asyncio.Lock()  # of the pool's store, in a thread
         self._most = most
         self._all: set[_Listener] = set()
         self._end: Any = None
@@ -86,6 +100,21 @@ class Listeners:
         if not self._all and self._end is not None:
             self._end()
             self._end = None
+
+    async def news(self, listener: _Listener, since: int) -> tuple[str, int]:
+        """Return what is to be said now, and the last line that is known then."""
+        pool = self._pool
+        if pool.store is None:
+            async with self._turn:
+                said = _said(listener, since, *await pool.entries(since, _PAGE))
+                await asyncio.sleep(0)  # the others first
+                return said
+        async with self._reading:
+            found = await pool.entries(since, _PAGE)
+        async with self._turn:
+            said = _said(listener, since, *found)
+            await asyncio.sleep(0)
+            return said
 
     def close(self) -> None:
         """End all streams."""
@@ -127,7 +156,7 @@ async def follow(
         waited = 0.0
         while not listeners.closed and admitted():
             listener.woken.clear()
-            text, since = await _news(pool, listener, since)
+            text, since = await listeners.news(listener, since)
             if text:
                 waited = 0.0
                 yield text.encode()
@@ -147,9 +176,7 @@ async def follow(
         listeners.remove(listener)
 
 
-async def _news(pool: OpenPool, listener: _Listener, since: int) -> tuple[str, int]:
-    """Return what is to be said now, and the last line that is known then."""
-    lines, folded = await pool.entries(since, _PAGE)
+def _said(listener: _Listener, since: int, lines: list[Any], folded: bool) -> tuple[str, int]:
     said = []
     if folded:
         first = lines[0].seq if lines else since
