@@ -106,6 +106,7 @@ class Service:
         self.policy_process = policy_process
         self.draining = False
         self.at_work = 0
+        self._turn = asyncio.Lock()
         self._listeners: dict[str, Listeners] = {}
         every: tuple[Operation, ...] = (
             *spending.OPERATIONS,
@@ -187,7 +188,7 @@ class Service:
         """Return the readers of a pool's events."""
         found = self._listeners.get(pool.name)
         if found is None:
-            found = self._listeners[pool.name] = Listeners(pool, self.limits.streams)
+            found = self._listeners[pool.name] = Listeners(pool, self.limits.streams, self._turn)
         return found
 
     async def settled(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Listeners", "follow"]
 
-_PAGE: Final = 500
+_PAGE: Final = 100
 _NOTICES: Final = 256
 #: Seconds between two looks at what other processes have written, and at whether the reader still may.
 _LOOK_S: Final = 1.0
@@ -52,9 +52,20 @@ class _Listener:
 
 
 class Listeners:
-    """The readers of one pool's events. Nobody subscribes to the pool while there are none."""
+    """The readers of one pool's events. Nobody subscribes to the pool while there are none.
 
-    def __init__(self, pool: OpenPool, most: int) -> None:
+    Parameters
+    ----------
+    pool : OpenPool
+        Whose.
+    most : int
+        How many there may be.
+    turn : asyncio.Lock
+        Whoever has it may make a page; one for all pools.
+    """
+
+    def __init__(self, pool: OpenPool, most: int, turn: asyncio.Lock) -> None:
+        self.turn = turn
         self._pool = pool
         self._most = most
         self._all: set[_Listener] = set()
@@ -127,7 +138,10 @@ async def follow(
         waited = 0.0
         while not listeners.closed and admitted():
             listener.woken.clear()
-            text, since = await _news(pool, listener, since)
+            lines, folded = await pool.entries(since, _PAGE)
+            async with listeners.turn:  # one page at a time of all readers: between two others are served
+                text, since = _news(listener, since, lines, folded)
+                await asyncio.sleep(0)
             if text:
                 waited = 0.0
                 yield text.encode()
@@ -147,9 +161,8 @@ async def follow(
         listeners.remove(listener)
 
 
-async def _news(pool: OpenPool, listener: _Listener, since: int) -> tuple[str, int]:
+def _news(listener: _Listener, since: int, lines: Sequence[Any], folded: bool) -> tuple[str, int]:
     """Return what is to be said now, and the last line that is known then."""
-    lines, folded = await pool.entries(since, _PAGE)
     said = []
     if folded:
         first = lines[0].seq if lines else since

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
+from contextlib import AsyncExitStack
 
 import pytest
 
 import tbc
 from tbc.leased import LeasedManager
 from tbc.service import Limits, OpenPool, Pools, Service, create_app
+from tbc.service import stream as stream_module
 from tests.service_client import client_of, make_service, streaming
 
 
@@ -406,6 +409,42 @@ async def test_a_stream_goes_on_after_the_last_event_that_its_reader_has(app, ma
     manager.hold("writer", 20)
     async with streaming(app, "since=1", [(b"last-event-id", b"3")]) as stream:
         assert (await stream.next())[1] == "4"
+
+
+def test_readers_that_catch_up_let_others_be_served_between_their_pages():
+    manager = tbc.BudgetManager(max_tokens=20_000)
+    manager.register_agent("writer", max_tokens=4_000)
+    for _ in range(500):
+        manager.hold("writer", 1).void()
+    last = manager.ledger.seq
+    app = create_app(make_service(lambda name: manager, limits=Limits(streams=10)))
+    asyncio.run(_catch_up(app, str(last)))
+
+
+async def _catch_up(app, last):
+    turns, made = 0, Counter()
+    page = stream_module._news
+
+    def counted(*what):
+        made[turns] += 1
+        return page(*what)
+
+    async def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream_module, "_news", counted)
+        beside = asyncio.create_task(others())
+        async with AsyncExitStack() as stack:
+            readers = [await stack.enter_async_context(streaming(app, "since=0")) for _ in range(10)]
+            for reader in readers:
+                while (await reader.next())[1] != last:
+                    pass
+        beside.cancel()
+    assert sum(made.values()) >= 100 and max(made.values()) == 1
 
 
 @with_stream
