@@ -106,8 +106,8 @@ class Service:
         self.policy_process = policy_process
         self.draining = False
         self.at_work = 0
-        self._listeners: dict[str, Listeners] = {}
         self._turn = asyncio.Lock()
+        self._listeners: dict[str, Listeners] = {}
         every: tuple[Operation, ...] = (
             *spending.OPERATIONS,
             *agents.OPERATIONS,

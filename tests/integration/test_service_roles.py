@@ -15,7 +15,7 @@ import tbc.cli.serve as command
 from tbc import catalogue
 from tbc.cli.serve import serve
 from tbc.errors import InvalidContractError
-from tbc.policy import V1, Policy, Rule, Tier
+from tbc.policy import V1, Policy, Rule, Tier, presets
 from tbc.service import Pools, Service, create_app, problems
 from tbc.service.asking import PolicyProcess
 from tbc.service.bearers import Bearers, TokenFile
@@ -241,6 +241,7 @@ def test_numbers_that_cannot_be_meant_are_refused_at_the_start(
 
 def test_a_policy_process_without_prices_does_not_start(unserved, monkeypatch):
     monkeypatch.setattr(catalogue, "find", lambda *_: None)
+    presets.default_policy.cache_clear()
     with pytest.raises(tbc.UnknownPriceError):
         serve(role="policy")
 
