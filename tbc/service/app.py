@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tbc.clock import Clock, system_clock
+from tbc.errors import InvalidRequestError
 from tbc.service import agent_runs, agents, spending, tiers
 from tbc.service.answers import HealthAnswer
 from tbc.service.bearers import Bearers
@@ -355,6 +356,8 @@ class _Endpoint:
         if operation.keyed:
             text = headers.get(b"idempotency-key")
             if text is not None:
+                if sum(name == b"idempotency-key" for name, _ in scope["headers"]) > 1:
+                    raise InvalidRequestError([("Idempotency-Key", "is sent more than once")])
                 key = read_value("Idempotency-Key", text.decode("latin-1"), Key)
         if operation.body is not None:
             kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
@@ -398,6 +401,7 @@ EVENTS: Final = Operation(
     serve=_nothing,
     answer="text/event-stream",
     query=EventsQuery,
+    headers={"Last-Event-ID": Amount},
     refusals=(429,),
 )
 
