@@ -144,8 +144,8 @@ def serve(
         port,
         grace_s=grace_s,
         started=lambda where: print(f"tbc serves {served} at {where}", flush=True),
+        goodbye="tbc has stopped",
     )
-    print("tbc has stopped", file=sys.stderr)
     return 0
 
 

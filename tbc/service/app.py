@@ -106,8 +106,8 @@ class Service:
         self.policy_process = policy_process
         self.draining = False
         self.at_work = 0
-        self._listeners: dict[str, Listeners] = {}
         self._turn = asyncio.Lock()
+        self._listeners: dict[str, Listeners] = {}
         every: tuple[Operation, ...] = (
             *spending.OPERATIONS,
             *agents.OPERATIONS,
@@ -119,7 +119,7 @@ class Service:
                 name="health",
                 method="GET",
                 path="/health",
-                summary="Whether requests are served.",
+                summary="Whether requests are served, and whether the store answers, if there is one.",
                 scope=None,
                 serve=_health,
                 answer=HealthAnswer,
@@ -165,22 +165,30 @@ class Service:
         except Exception:
             _LOG.exception("a choice was not counted")
 
-    def count(self, pool: OpenPool, operation: Operation, seconds: float, answer: Any) -> None:
+    def count(
+        self, pool: OpenPool, operation: Operation, seconds: float, answer: Any, key: str | None
+    ) -> None:
         """Count a request that was served. What goes wrong with counting is nobody's error but ours."""
         try:
-            pool.metrics.answered(operation.name, seconds, answer)
+            pool.metrics.answered(operation.name, seconds, answer, key)
         except Exception:
             _LOG.exception("a request was not counted")
 
     def count_refusal(
-        self, pool: OpenPool, operation: Operation, status: int, code: str, error: Exception
+        self,
+        pool: OpenPool,
+        operation: Operation,
+        status: int,
+        code: str,
+        error: Exception,
+        key: str | None,
     ) -> None:
         """Count a request that was not served."""
         try:
             decision = getattr(error, "decision", None)
             contract = None if decision is None else pool.manager.contracts.get(decision.agent_name)
             priority = 0 if contract is None else contract.priority
-            pool.metrics.refused(operation.name, status, code, error, priority)
+            pool.metrics.refused(operation.name, status, code, error, priority, key)
         except Exception:
             _LOG.exception("a request was not counted")
 
@@ -305,7 +313,7 @@ class _Endpoint:
             else:
                 answer = await operation.serve(call)
                 if pool is not None:
-                    service.count(pool, operation, service.clock() - began, answer)
+                    service.count(pool, operation, service.clock() - began, answer, call.key)
                 if type(answer) is Text:
                     await _send(send, 200, answer.body, answer.headers)
                 else:
@@ -317,7 +325,8 @@ class _Endpoint:
             if status == 500:
                 _LOG.error("a request failed: %s", answer["error"]["code"], exc_info=error)
             if pool is not None and operation is not None:
-                service.count_refusal(pool, operation, status, answer["error"]["code"], error)
+                key = None if call is None else call.key
+                service.count_refusal(pool, operation, status, answer["error"]["code"], error, key)
             await _send(send, status, _encode(answer).encode(), found)
         except asyncio.CancelledError:
             if started or not service.draining:
@@ -366,8 +375,14 @@ class _Endpoint:
 
 
 async def _health(call: Call) -> HealthAnswer:
-    """Say whether requests are served."""
-    return {"status": "draining" if call.service.draining else "healthy"}
+    """Say whether requests are served.
+
+    With the store away it is 200 all the same: the server lives, and spends from its leases.
+    """
+    found: HealthAnswer = {"status": "draining" if call.service.draining else "healthy"}
+    if call.service.pools.probe is not None:
+        found["store"] = "reached" if await call.service.pools.probe.answers() else "away"
+    return found
 
 
 async def _nothing(call: Call) -> None:

@@ -49,7 +49,11 @@ class PolicyProcess:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         if not where.startswith(("http://", "https://")):
-            raise InvalidContractError(f"--policy-url {where}: must begin with http:// or https://")
+            raise InvalidContractError("--policy-url must begin with http:// or https://")
+        if "@" in where or "?" in where:
+            raise InvalidContractError(
+                "--policy-url must be an address alone: give the token in TBC_POLICY_TOKEN"
+            )
         self._where = where.rstrip("/")
         self._headers = {} if not token else {"Authorization": f"Bearer {token}"}
         self._timeout_s = timeout_s

@@ -179,7 +179,7 @@ class Metrics:
 
     # -- counting ------------------------------------------------------------------------------------------
 
-    def answered(self, operation: str, seconds: float, answer: Any) -> None:
+    def answered(self, operation: str, seconds: float, answer: Any, key: str | None = None) -> None:
         """Count a request that was served."""
         counts = self._counts
         counts.add("tbc_requests", operation, "200")
@@ -188,7 +188,7 @@ class Metrics:
             decision = answer["decision"]
             counts.add("tbc_decisions", "fits" if decision is None else decision["status"])
             if decision is not None and decision["verdict"] == "REFUSE":
-                self.refusals.add(decision)
+                self.refusals.add(decision, key)
             self._moves(answer["loans"])
         elif operation == "settleHold":
             counts.observe("tbc_settle_seconds", seconds)
@@ -201,20 +201,28 @@ class Metrics:
             for axis, level in answer["bottlenecks"].items():
                 counts.add("tbc_rebalance_bottlenecks", axis, "none" if level is None else self._level(level))
 
-    def refused(self, operation: str, status: int, code: str, error: BaseException, priority: int) -> None:
+    def refused(
+        self,
+        operation: str,
+        status: int,
+        code: str,
+        error: BaseException,
+        priority: int,
+        key: str | None = None,
+    ) -> None:
         """Count a request that was not served; `priority`: of the agent that a refused hold was for."""
         self._counts.add("tbc_requests", operation, str(status))
         if operation in ("openHold", "extendHold"):
-            self.unmet(code, error, priority)
+            self.unmet(code, error, priority, key)
 
-    def unmet(self, code: str, error: BaseException, priority: int) -> None:
+    def unmet(self, code: str, error: BaseException, priority: int, key: str | None = None) -> None:
         """Count a hold that was refused, and what it lacked."""
         decision = getattr(error, "decision", None)
         if not isinstance(decision, Decision):
             self._counts.add("tbc_decisions", code)
             return
         self._counts.add("tbc_decisions", str(decision.status))
-        self.refusals.add(decision_object(decision))
+        self.refusals.add(decision_object(decision), key)
         for each in (decision, *decision.others):
             if each.unmet:
                 self._add_amount("tbc_unmet", each.axis, self._priority(priority), each.unmet)

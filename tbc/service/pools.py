@@ -13,6 +13,7 @@ from tbc.errors import HoldEndedError
 from tbc.holds import Hold
 from tbc.leased import LeasedManager
 from tbc.service.metrics import Metrics
+from tbc.service.probe import Probe
 from tbc.service.problems import Problem
 from tbc.service.run_records import RunHistory
 from tbc.service.viewed import ViewedPool
@@ -204,6 +205,8 @@ class Pools:
         self._store = store
         self._most = most
         self._opening = asyncio.Lock()
+        #: Whether the store answers, where there is one.
+        self.probe = None if store is None else Probe(store.pools)
         self.open: dict[str, OpenPool] = {}
 
     async def get(self, name: str) -> OpenPool:

@@ -13,6 +13,7 @@ import uvicorn
 
 from tbc.service.app import Service, create_app
 from tbc.service.connections import allow_many, close_idle, connection_of
+from tbc.service.log import log_aside
 
 __all__ = ["make_server", "serve"]
 
@@ -44,7 +45,15 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(service: Service, host: str, port: int, *, grace_s: float, started: Callable[[str], Any]) -> None:
+def serve(
+    service: Service,
+    host: str,
+    port: int,
+    *,
+    grace_s: float,
+    started: Callable[[str], Any],
+    goodbye: str | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT comes, then finish what is in flight and close the books.
 
     Parameters
@@ -57,10 +66,18 @@ def serve(service: Service, host: str, port: int, *, grace_s: float, started: Ca
         Seconds that calls in flight have to finish.
     started : callable
         Told the address, once it is served.
+    goodbye : str, optional
+        What is written to standard error at the end.
     """
     allow_many(service.limits.connections)
     signal.signal(signal.SIGTERM, lambda *_: None)  # the server raises it again when it has ended
-    make_server(service, host, port, grace_s=grace_s, started=started).run()
+    log = log_aside(2)
+    try:
+        make_server(service, host, port, grace_s=grace_s, started=started).run()
+        if goodbye is not None:
+            log.say(goodbye)
+    finally:
+        log.close()
 
 
 def make_server(
@@ -72,6 +89,7 @@ def make_server(
         host=host,
         port=port,
         access_log=False,
+        log_config=None,
         server_header=False,
         proxy_headers=False,  # nobody asks from where a request came
         log_level="error",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Listeners", "follow"]
 
-_PAGE: Final = 200
+_PAGE: Final = 100
 _NOTICES: Final = 256
 #: Seconds between two looks at what other processes have written, and at whether the reader still may.
 _LOOK_S: Final = 1.0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -125,6 +128,35 @@ def test_slow_huge_and_deep_requests_and_a_thousand_idle_connections_leave_other
 
     with served("--max-tokens", "200000") as (_, port):
         asyncio.run(flood(port))
+
+
+def test_a_log_that_nobody_reads_holds_nobody_up(tmp_path):
+    (tmp_path / "house.py").write_text("def step(step):\n    raise ValueError\n", encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), str(Path(tbc.__file__).parents[1])])
+    command = [sys.executable, "-m", "tbc", "serve", "--port", "0", "--max-usd", "50"]
+    command += ["--executor", "house:step"]
+    run = {"goal": "x", "graph": "default"}
+
+    async def many(port):
+        for _ in range(10):
+            answers = await asyncio.gather(*(ask(port, "POST", "/agent/run", run) for _ in range(20)))
+            assert [found["status"] for _, found in answers] == ["failed"] * 20
+
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+    ) as server:
+        try:
+            port = int(server.stdout.readline().decode().rpartition(":")[2])
+            fcntl.fcntl(server.stderr, fcntl.F_SETPIPE_SZ, 4_096)
+            asyncio.run(many(port))
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(WITHIN_S) == 0
+            assert b"raised ValueError" in server.stderr.read()
+        finally:
+            server.kill()
 
 
 def test_an_open_stream_does_not_keep_the_server_from_ending():

@@ -576,6 +576,10 @@ async def test_the_last_refusals_are_listed_with_their_reasons(client, service):
     assert first == {**{name: answer[name] for name in names}, "unmet": {"tokens": answer["unmet"]}}
     assert answer["unmet"] == 90_000 - answer["available"] and second["unmet"].keys() == {"usd"}
     assert (second["axis"], second["requested_usd"]) == ("usd", "7.5")
+    for key in ("a", "a", "b", "a"):
+        await hold(client, tokens=70_000, key=key)
+    repeated = (await client.get("/v1/refusals")).json()["refusals"]
+    assert [each["requested"] for each in repeated[2:]] == [70_000, 70_000]
     for number in range(205):
         await hold(client, tokens=90_000 + number)
     found = (await client.get("/v1/refusals")).json()["refusals"]

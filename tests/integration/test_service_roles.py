@@ -15,8 +15,8 @@ import tbc.cli.serve as command
 from tbc import catalogue
 from tbc.cli.serve import serve
 from tbc.errors import InvalidContractError
-from tbc.policy import V1, Policy, Rule, Tier
-from tbc.service import Pools, Service, create_app
+from tbc.policy import V1, Policy, Rule, Tier, presets
+from tbc.service import Pools, Service, create_app, problems
 from tbc.service.asking import PolicyProcess
 from tbc.service.bearers import Bearers, TokenFile
 from tbc.service.executors import Executor
@@ -114,13 +114,16 @@ AWAY = {
 
 
 @pytest.mark.parametrize("how", AWAY)
-def test_no_step_is_made_without_the_policy_and_the_request_may_be_repeated(how):
+def test_no_step_is_made_without_the_policy_and_the_request_may_be_repeated(how, caplog, monkeypatch):
+    monkeypatch.setattr(problems._Last, "text", "")  # what is logged already is not said again at once
+
     @run
     async def tested(client, service, beside):
         beside.answers = [AWAY[how]]
         keyed = {"Idempotency-Key": "k"}
         away = await client.post("/agent/run", json=RUN, headers=keyed)
         assert code(away) == (503, "policy_away") and away.json()["error"]["retryable"] is True
+        assert "policy:8787" not in away.text and "policy:8787" in caplog.text
         assert "retry-after" in away.headers
         assert spent(service) == 0 and (await client.get("/runs")).json()["runs"] == []
         again = await client.post("/agent/run", json=RUN, headers=keyed)
@@ -238,6 +241,7 @@ def test_numbers_that_cannot_be_meant_are_refused_at_the_start(
 
 def test_a_policy_process_without_prices_does_not_start(unserved, monkeypatch):
     monkeypatch.setattr(catalogue, "find", lambda *_: None)
+    presets.default_policy.cache_clear()
     with pytest.raises(tbc.UnknownPriceError):
         serve(role="policy")
 
@@ -254,11 +258,14 @@ def test_the_extra_brings_what_the_policy_that_comes_with_it_needs():
     [
         ({"role": "executor"}, "needs --policy-url"),
         ({"role": "executor", "policy_url": "policy:1"}, "must begin with http://"),
+        ({"role": "executor", "policy_url": "http://user:HUNTER2@policy:1"}, "must be an address alone"),
+        ({"role": "executor", "policy_url": "http://policy:1/?token=HUNTER2"}, "must be an address alone"),
         ({"policy_url": "http://x"}, "is for --role executor"),
         ({"role": "policy", "store": "sqlite:///x.db"}, "leave out --store"),
         ({"executor": "math:pi"}, "cannot be called"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(arguments, said, unserved):
-    with pytest.raises(InvalidContractError, match=said):
+    with pytest.raises(InvalidContractError, match=said) as refused:
         serve(**arguments)
+    assert "HUNTER2" not in str(refused.value)

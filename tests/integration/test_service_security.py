@@ -14,7 +14,8 @@ import pytest
 
 import tbc
 from tbc.clock import ManualClock
-from tbc.service import Limits, Pools, Service, create_app
+from tbc.errors import StoreAwayError, StoreError, StoreFullError, StoreUnknownError
+from tbc.service import Limits, Pools, Service, create_app, problems
 from tbc.service.bearers import Bearers, TokenFile
 from tbc.service.door import is_loopback
 from tests.service_client import client_of, make_service, streaming
@@ -400,6 +401,27 @@ def test_a_server_that_others_reach_does_not_start_without_tokens():
 
 
 # -- what is written down --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [StoreError, StoreAwayError, StoreUnknownError, StoreFullError])
+def test_where_the_store_is_and_who_asks_it_is_said_to_the_log_alone(kind, caplog, monkeypatch):
+    monkeypatch.setattr(problems._Last, "text", "")
+
+    def make(name):
+        raise kind("postgresql://bob@db.internal/books", "no answer from /var/run/s.5432 for bob", "Check db")
+
+    async def within():
+        async with client_of(make_service(make)) as client:
+            return [await client.get("/v1/report") for _ in range(3)]
+
+    answers = asyncio.run(within())
+    for answer in answers:
+        error = answer.json()["error"]
+        assert error["details"] == {} and error["hint"] and "store" in error["message"]
+        assert not [each for each in ("bob", "internal", "/var", "Check") if each in answer.text]
+    assert "bob@db.internal" in caplog.text and "/var/run" in caplog.text
+    if answers[0].status_code != 500:
+        assert caplog.text.count("bob@db.internal") == 1, "the same is not said for every request"
 
 
 def test_no_token_key_or_text_of_a_request_is_logged(tmp_path, caplog):
