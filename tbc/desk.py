@@ -392,7 +392,9 @@ class SpendingDesk(Pool):
         elif dollars is not None and dollars.unpriced:
             spent.append(Spent(dollars, 0, estimated, 1))
         elif dollars is not None:
-            cost = hold.cost_of(tokens)
+            cost = (
+                None if guessed and tokens == hold.amount else hold.cost_of(tokens)
+            )  # the whole hold: as it was held
             spent.append(Spent(dollars, dollars.amount if cost is None else cost, True))
         if calls is not None:
             spent.append(Spent(counted or Part(self.ledger.on(CALLS, books), 0), calls, False))
