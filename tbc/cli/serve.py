@@ -10,17 +10,20 @@ from cyclopts import Parameter
 
 from tbc import BudgetManager, Lease
 from tbc.clock import EPOCH, system_clock
-from tbc.errors import InvalidContractError
+from tbc.errors import InvalidAmountError, InvalidContractError
 from tbc.policy import load_policy
 from tbc.service import Limits, Pools, Service
 from tbc.service.asking import PolicyProcess
 from tbc.service.bearers import Bearers, TokenFile
 from tbc.service.door import is_loopback
 from tbc.service.executors import resolve
+from tbc.service.problems import Problem
 from tbc.service.roles import Role
 from tbc.service.server import serve as run
 
 __all__ = ["serve"]
+
+_LONGEST_GRACE_S = 86_400
 
 
 def serve(
@@ -111,6 +114,11 @@ def serve(
         "mode": mode,
         "unknown_price": _price(unknown_price),
     }
+    BudgetManager(**terms)  # what cannot be meant is refused now, not to clients
+    if not 0 <= port <= 65_535:
+        raise InvalidAmountError("port", port, "from 0 to 65,535")
+    if not 0 <= grace_s <= _LONGEST_GRACE_S:
+        raise InvalidAmountError("grace_s", grace_s, f"from 0 to {_LONGEST_GRACE_S:,}")
     bearers = _bearers(tokens, host)
     pools = _pools(store, terms, lease, lease_seconds, _instrument if _checked(otel) else None)
     limits = Limits(rate=rate, open_holds=open_holds)
@@ -125,6 +133,8 @@ def serve(
         role=role,
         policy_process=process,
     )
+    if role == "policy":
+        _check_prices(service)
     what = f"pool {pool!r}" if bearers is None else "the pools of its tokens"
     kept = "in memory" if store is None else "in a store"
     served = "the tier policy" if role == "policy" else f"{what}, {kept},"
@@ -150,6 +160,14 @@ def _policy_process(
     if where is not None:
         raise InvalidContractError(f"--policy-url is for --role executor, not for --role {role}")
     return None
+
+
+def _check_prices(service: Service) -> None:
+    """Refuse to serve a policy that can choose nothing."""
+    try:
+        _ = service.tier_policy
+    except Problem as problem:
+        raise InvalidContractError(f"{problem} {problem.hint}") from None
 
 
 def _check_alone(**given: object) -> None:

@@ -116,6 +116,7 @@ class _Budgets:
         for axis in (USD, TOKENS, CALLS):
             for account in statement.accounts.get(axis, ())[1:]:
                 spent.setdefault(account.agent_name, []).append(account.consumed)
+        spent.pop(OTHER, None)  # whoever is called so is one of the others
         return set(heapq.nlargest(_AGENTS, spent, key=lambda name: spent[name]))
 
 

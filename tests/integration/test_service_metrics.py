@@ -189,3 +189,14 @@ def test_books_do_not_care_whether_counting_works(monkeypatch, caplog):
 
     asyncio.run(ask())
     assert "a request was not counted" in caplog.text
+
+
+def test_an_agent_that_is_called_as_the_others_are_is_one_of_them():
+    metrics, manager = Metrics(), tbc.BudgetManager(max_tokens=10_000)
+    for name in [*(f"a{number}" for number in range(25)), "(other)"]:
+        manager.register_agent(name, max_tokens=100)
+    manager.record_usage("(other)", 50)
+    lines = metrics.text(manager.statement()).decode().splitlines()
+    series = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(series) == len(set(series))
+    assert 'tbc_budget{agent="(other)",amount="consumed",axis="tokens"} 50.0' in lines

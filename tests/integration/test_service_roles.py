@@ -212,3 +212,35 @@ def test_latencies_that_the_executor_has_seen_are_told_to_the_policy():
 def test_arguments_that_do_not_go_together_are_refused(arguments, said):
     with pytest.raises(InvalidContractError, match=said):
         serve(**arguments)
+
+
+def test_a_password_in_the_address_of_the_policy_process_is_told_nobody():
+    async def within():
+        beside = Beside()
+        beside.answers = [httpx.ConnectError("away")] * 2
+        process = PolicyProcess("http://user:hunter2@policy:8787", transport=beside)
+        service = make_service(policy=V1, role="executor", policy_process=process)
+        async with client_of(service) as client:
+            answer = await client.post("/agent/run", json=RUN)
+            assert code(answer) == (503, "policy_away") and "hunter2" not in answer.text
+            assert answer.json()["error"]["details"]["where"] == "http://policy:8787"
+
+    asyncio.run(within())
+
+
+def test_without_prices_a_run_says_what_the_server_lacks_and_a_policy_process_does_not_start(monkeypatch):
+    def without(policy):
+        raise tbc.UnknownPriceError("gpt-x", "no prices are installed")
+
+    monkeypatch.setattr("tbc.service.app.Tiers", without)
+
+    async def within():
+        service = make_service()
+        async with client_of(service) as client:
+            for path, body in (("/agent/run", RUN), ("/policy/evaluate", {"step": "plan"})):
+                assert code(await client.post(path, json=body)) == (503, "no_prices")
+            assert (await client.get("/runs")).json()["runs"] == []
+
+    asyncio.run(within())
+    with pytest.raises(InvalidContractError, match="needs prices"):
+        serve(role="policy", port=0)

@@ -391,6 +391,31 @@ def test_a_server_that_others_reach_does_not_start_without_tokens():
     assert refused.returncode == 2 and "--tokens" in refused.stderr
 
 
+PORT = ["--port", "0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rate", "0"], "rate must be more than 0"),
+        (["--open-holds", "-1"], "open_holds must be more than 0"),
+        (["--max-usd", "-1"], "max_usd"),
+        (["--port", "99999"], "port must be"),
+        (["--grace-s", "-1"], "grace_s must be"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_at_the_start(arguments, said):
+    refused = tbc_command("serve", "--max-calls", "9", *arguments, *([] if "--port" in arguments else PORT))
+    assert refused.returncode == 2 and said in refused.stderr and refused.stdout == ""
+
+
+@pytest.mark.parametrize("days", ["nan", "-1", "0", "1e300", "inf"])
+def test_a_token_expires_within_a_life(days, tmp_path):
+    refused = tbc_command("token", "create", "--tokens", str(tmp_path / "tokens.json"), "--days", days)
+    assert refused.returncode == 2 and "days must be" in refused.stderr
+    assert not (tmp_path / "tokens.json").exists()
+
+
 # -- what is written down --------------------------------------------------------------------------------
 
 
