@@ -90,7 +90,7 @@ async def run_agent(call: Call) -> RunAnswer:
     """Go through the steps of a run, and return its record."""
     asked: RunRequest = call.body
     pool, service = call.pool, call.service
-    graph = _graph(asked)
+    graph, tiers = _graph(asked), service.tier_policy
     history, limits = pool.runs, service.limits
     digest = hashlib.sha256(repr(asked).encode()).hexdigest()  # the goal is not kept
     known = history.find(call.key, digest)
@@ -113,7 +113,7 @@ async def run_agent(call: Call) -> RunAnswer:
         run,
         _terms(asked, graph, account),
         pool,
-        tiers=service.tier_policy,
+        tiers=tiers,
         judge=service.judge,
         chosen=partial(service.count_choice, pool),
         refused=partial(_count_refused, pool, account.priority),

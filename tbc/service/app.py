@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tbc.clock import Clock, system_clock
-from tbc.errors import InvalidRequestError
+from tbc.errors import InvalidRequestError, UnknownPriceError
 from tbc.service import agent_runs, agents, spending, tiers
 from tbc.service.answers import HealthAnswer
 from tbc.service.bearers import Bearers
@@ -151,7 +151,15 @@ class Service:
             return Tiers(self._policy)
         from tbc.policy import DEFAULT
 
-        return Tiers(DEFAULT)
+        try:
+            return Tiers(DEFAULT)
+        except UnknownPriceError:
+            raise Problem(
+                503,
+                "no_prices",
+                "The tier policy that comes with tbc needs prices, and this server has none.",
+                'On the server: pip install "tbc[prices]", or start it with --policy FILE.',
+            ) from None
 
     async def judge(self, asked: FlatQuestion) -> Judged:
         """Ask the policy about a step of a run, here or where it is."""

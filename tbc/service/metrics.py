@@ -23,12 +23,13 @@ from prometheus_client.core import (
 )
 
 from tbc.axes import CALLS, NANO, TOKENS, USD
-from tbc.decision import Decision
+from tbc.decision import Decision, Settlement, Transfer
 from tbc.labels import OTHER, FirstLabels
 from tbc.service.refusals import Refusals
-from tbc.wire import decision_object
+from tbc.wire import decision_object, transfer_object
 
 if TYPE_CHECKING:
+    from tbc.holds import Hold
     from tbc.pool import Statement
     from tbc.service.tiers import Judged
 
@@ -193,8 +194,9 @@ class Metrics:
             if decision is not None and decision["verdict"] == "REFUSE":
                 self.refusals.add(decision, key)
             self._moves(answer["loans"])
-        elif operation == "settleHold":
-            counts.observe("tbc_settle_seconds", seconds)
+        elif operation in ("settleHold", "voidHold"):
+            if operation == "settleHold":
+                counts.observe("tbc_settle_seconds", seconds)
             if not answer["repeated"]:
                 for booking in answer["booked"].values():
                     self._moves(booking["returned"])
@@ -203,6 +205,26 @@ class Metrics:
             self._moves(answer["transfers"])
             for axis, level in answer["bottlenecks"].items():
                 counts.add("tbc_rebalance_bottlenecks", axis, "none" if level is None else self._level(level))
+
+    def granted(self, hold: Hold) -> None:
+        """Count a hold that a step of a run has been granted."""
+        decision = hold.decision
+        self._counts.add("tbc_decisions", "fits" if decision is None else str(decision.status))
+        if decision is not None and not decision.allowed:
+            self.refusals.add(decision_object(decision))
+        self.moved(hold.loans)
+
+    def ended(self, settlement: Settlement) -> None:
+        """Count what moved at the end of a hold, or for usage without one."""
+        if settlement.repeated:
+            return
+        self.moved((*settlement.returned, *settlement.covered))
+        for each in settlement.others:
+            self.moved((*each.returned, *each.covered))
+
+    def moved(self, transfers: Iterable[Transfer]) -> None:
+        """Count what moved."""
+        self._moves(map(transfer_object, transfers))
 
     def refused(
         self,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import Final
 
-from tbc.errors import HoldEndedError
+from tbc.errors import HoldEndedError, OverrunError
 from tbc.service.answers import (
     DecisionAnswer,
     Done,
@@ -84,10 +85,12 @@ async def extend(call: Call) -> HoldAnswer:
     more: Extension = call.body
     number = call.path["hold_id"]
     hold = await call.pool.find(number)
+    lent = Counter(hold.loans)
     try:
         await hold.aextend(more.tokens, usd=money(more), expires_s=more.expires_s, key=call.key)
     except HoldEndedError as error:
         raise call.pool.under(number, error) from None
+    call.pool.metrics.moved((Counter(hold.loans) - lent).elements())
     return hold_object(hold, number)
 
 
@@ -110,20 +113,26 @@ async def decide(call: Call) -> DecisionAnswer:
 async def record_usage(call: Call) -> Done:
     """Book what was spent without a hold."""
     used: NewUsage = call.body
-    await call.pool.run(
-        partial(
-            call.pool.manager.record_usage,
-            call.path["agent_name"],
-            used.tokens,
-            used.note,
-            used.confidence,
-            usd=money(used),
-            calls=used.calls,
-            model=used.model,
-            usage=None if used.usage is None else used.usage.usage(),
-            key=call.key,
+    try:
+        settlement = await call.pool.run(
+            partial(
+                call.pool.manager.record_usage,
+                call.path["agent_name"],
+                used.tokens,
+                used.note,
+                used.confidence,
+                usd=money(used),
+                calls=used.calls,
+                model=used.model,
+                usage=None if used.usage is None else used.usage.usage(),
+                key=call.key,
+            )
         )
-    )
+    except OverrunError as error:  # it is booked all the same
+        if error.settlement is not None:
+            call.pool.metrics.ended(error.settlement)
+        raise
+    call.pool.metrics.ended(settlement)
     return _DONE
 
 

@@ -305,6 +305,7 @@ class Walk:
             ) from error
         self._run.steps.append(step)
         step["hold_id"] = self._pool.number(hold)
+        self._pool.metrics.granted(hold)
         await self._carry_out(step, hold, judged, asked)
 
     async def _choose(self, step: StepAnswer) -> tuple[Judged, FlatQuestion]:
@@ -466,6 +467,7 @@ class Walk:
         run.latency_ms += step["latency_ms"]
         if settlement is None:
             return
+        self._pool.metrics.ended(settlement)
         money = settlement.on(USD)
         step["cost"], step["cost_usd"] = settlement.usd, usd_string(settlement.usd)
         step["tokens"] = settlement.tokens

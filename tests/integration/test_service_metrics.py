@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -208,3 +209,47 @@ def test_books_do_not_care_whether_counting_works(monkeypatch, caplog):
 
     asyncio.run(ask())
     assert "a request was not counted" in caplog.text
+
+
+def test_an_agent_that_is_called_as_the_others_are_is_one_of_them():
+    metrics, manager = Metrics(), tbc.BudgetManager(max_tokens=10_000)
+    for name in [*(f"a{number}" for number in range(25)), "(other)"]:
+        manager.register_agent(name, max_tokens=100)
+    manager.record_usage("(other)", 50)
+    lines = metrics.text(manager.statement()).decode().splitlines()
+    series = [line.rpartition(" ")[0] for line in lines if not line.startswith("#")]
+    assert len(series) == len(set(series))
+    assert 'tbc_budget{agent="(other)",amount="consumed",axis="tokens"} 50.0' in lines
+
+
+def test_transfers_are_those_of_the_journal():
+    async def within():
+        manager = tbc.BudgetManager(max_tokens=100_000)
+        service = make_service(lambda name: manager, policy=V1)
+        async with client_of(service) as client:
+            for name, tokens in (("lo", 50_000), ("hi", 10)):
+                await client.post("/v1/agents", json={"agent_name": name, "max_tokens": tokens})
+            hold = (await client.post("/v1/holds", json={"agent_name": "hi", "tokens": 1_010})).json()
+            for path, body in (
+                (f"holds/{hold['hold_id']}/extend", {"tokens": 500}),
+                (f"holds/{hold['hold_id']}/void", None),
+                ("agents/hi/usage", {"tokens": 300}),
+            ):
+                assert (await client.post(f"/v1/{path}", json=body)).status_code == 200
+            run = (await client.post("/agent/run", json={"goal": "x", "agent_name": "hi"})).json()
+            assert run["status"] == "completed"
+            text = (await client.get("/metrics")).text
+        moved = Counter()
+        for entry in manager.ledger.entries():
+            if str(entry.kind) in ("loan", "draw", "cover", "return"):
+                moved[str(entry.kind)] += abs(entry.allocated)
+        assert moved["draw"] > 1_500 and moved["return"] > 1_500
+        counted = {
+            sample.labels["kind"]: sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "tbc_moved_total"
+        }
+        assert counted == moved
+
+    asyncio.run(within())
