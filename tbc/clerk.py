@@ -288,7 +288,8 @@ class Clerk:
         if thread is not None and thread is not threading.current_thread():
             self._awaited.release()
             thread.join()
-        self._serve_queue()  # what came while the thread ended
+        if self._queue:  # it came while the thread ended
+            self._serve_queue()
         undone, self._dropped = len(self._left) + self._dropped, 0
         if undone:
             first = "; ".join(str(task.what) for task in list(self._left)[:10])

@@ -106,8 +106,7 @@ class SpendingDesk(Pool):
         """
         if type(tokens) is not int or not 0 <= tokens <= MAX_AMOUNT:
             tokens = check_amount("tokens", tokens)
-        if expires_s != 600:
-            expires_s = check_seconds("expires_s", expires_s)
+        expires_s = 600 if expires_s == 600 else check_seconds("expires_s", expires_s)
         if at_least is not None:
             at_least = check_amount("at_least", at_least)
         ledger = self.ledger
@@ -393,7 +392,9 @@ class SpendingDesk(Pool):
         elif dollars is not None and dollars.unpriced:
             spent.append(Spent(dollars, 0, estimated, 1))
         elif dollars is not None:
-            cost = hold.cost_of(tokens)
+            cost = (
+                None if guessed and tokens == hold.amount else hold.cost_of(tokens)
+            )  # the whole hold: as it was held
             spent.append(Spent(dollars, dollars.amount if cost is None else cost, True))
         if calls is not None:
             spent.append(Spent(counted or Part(self.ledger.on(CALLS, books), 0), calls, False))
@@ -605,6 +606,8 @@ class SpendingDesk(Pool):
         nano = None if usd is None else nano_dollars("usd", usd)
         if confidence is not None:
             confidence = check_fraction("confidence", confidence)
+        stated = attrs.astuple(usage) if usage and nano is None else ()  # prices may change
+        content = ("record_usage", agent_name, tokens, note, confidence, nano, calls, model, *stated)
         guessed = False  # whether the dollars are an estimate
         if nano is None and usage is not None:
             price = self._price_if_known(model) or self._assumed_price()
@@ -613,7 +616,6 @@ class SpendingDesk(Pool):
             price = None if model is None else self._price_if_known(model) or self._assumed_price()
             nano = None if price is None else price.dearest(tokens)
             guessed = nano is not None
-        content = ("record_usage", agent_name, tokens, note, confidence, nano, calls, model)
         with self._lock:
             ledger, now = self.ledger, self.ledger.look()
             settlement: Settlement | None = ledger.answers.recall(key, content)

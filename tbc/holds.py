@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from tbc.axes import TOKENS, USD, Axis, format_amount
 from tbc.contract import check_amount
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tbc.usage import Usage
 
 __all__ = [
+    "CARRIED",
     "CURRENT_HOLD",
     "AsCurrent",
     "Desk",
@@ -51,6 +52,8 @@ State = Literal["open", "settled", "voided", "expired"]
 _RECORDING = threading.Lock()
 
 CURRENT_HOLD: ContextVar[Hold | None] = ContextVar("tbc_current_hold", default=None)
+#: What goes along with the current hold into threads; all are `None` by default.
+CARRIED: Final[list[ContextVar[Any]]] = [CURRENT_HOLD]
 
 
 class AsCurrent:
@@ -96,27 +99,42 @@ def with_current_hold(function: Callable[P, R]) -> Callable[P, R]:
 
         ``executor.submit(tbc.with_current_hold(work), item)``
 
+    Telemetry takes calls in it for part of the governed call here, as it does without threads.
+
     Raises
     ------
     NoCurrentHoldError
         If there is no current hold here.
     """
-    hold = current_hold()
+    current_hold()
+    values = [(each, each.get()) for each in CARRIED]
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
         async def awaiting(*args: P.args, **kwargs: P.kwargs) -> Any:
-            with AsCurrent(hold):
+            with _within(values):
                 return await function(*args, **kwargs)
 
         return awaiting  # type: ignore[return-value]  # an async function is one that returns an awaitable
 
     @functools.wraps(function)
     def carried(*args: P.args, **kwargs: P.kwargs) -> R:
-        with AsCurrent(hold):
+        with _within(values):
             return function(*args, **kwargs)
 
     return carried
+
+
+@contextlib.contextmanager
+def _within(values: Sequence[tuple[ContextVar[Any], Any]]) -> Generator[None]:
+    """Let variables have values for a block, which garbage collection may leave in another context."""
+    tokens = [(variable, variable.set(value)) for variable, value in values]
+    try:
+        yield
+    finally:
+        for variable, token in reversed(tokens):
+            with contextlib.suppress(ValueError):
+                variable.reset(token)
 
 
 class Desk(Protocol):
@@ -368,7 +386,10 @@ class Hold(Part):
 
     @property
     def wind_down(self) -> bool:
-        """Whether it is time to finish: see `BudgetManager.should_wind_down`."""
+        """Whether it is time to finish: see `BudgetManager.should_wind_down`.
+
+        Like `remaining`, it asks the store, if there is one, and waits for it, also in an event loop.
+        """
         return self._desk.should_wind_down(self)
 
     def record(self, tokens: int) -> None:

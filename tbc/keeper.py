@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from tbc import replica
 from tbc.axes import TOKENS, Axis
 from tbc.decision import Kind
-from tbc.errors import KeyConflictError, StoreMissingError, StoreStaleError
+from tbc.errors import KeyConflictError, StoreCorruptError, StoreMissingError, StoreStaleError
 from tbc.holds import Hold
 from tbc.journal import ended_calls
 from tbc.keys import Answers
@@ -262,8 +262,13 @@ class Keeper:
         del self._answers.new[: len(changes.answers)]
         if changes.agents or not changes.lines:
             self._ledger.noted.difference_update(row.agent for row in changes.agents)
+        if changes.seq == self._ledger.seq:
+            self._fold()
+
+    def _fold(self) -> None:
+        """Let memory forget old lines that the store has; there may be none that it has not."""
         journal = self._ledger.journal
-        if len(journal.lines) > self._fold_at and changes.seq == self._ledger.seq:
+        if len(journal.lines) > self._fold_at:
             journal.fold()
 
     def _know(self, hold: Hold, row: HoldRow) -> None:
@@ -291,7 +296,21 @@ class Keeper:
             return
         row = self._store.find_hold(self._pool, hold_id=hold.hold_id)
         if row is not None:
-            self._know(replica.put_hold(self._manager, hold, row), row)
+            self._know(self._put_hold(hold, row), row)
+
+    def _put_hold(self, hold: Hold | None, row: HoldRow) -> Hold:
+        with self.readable(f"hold {row.hold_id}"):
+            return replica.put_hold(self._manager, hold, row)
+
+    @contextmanager
+    def readable(self, what: str) -> Generator[None]:
+        """Say it as the store's damage if what was kept cannot be read."""
+        try:
+            yield
+        except (ValueError, TypeError, LookupError) as error:
+            raise StoreCorruptError(
+                self.path, f"{what} of pool {self._pool!r} cannot be read ({error})", "Restore a backup"
+            ) from error
 
     def _is_new(self, hold_id: int) -> bool:
         """Return whether a number was given in this transaction."""
@@ -311,7 +330,7 @@ class Keeper:
         row = self._store.find_hold(self._pool, hold_id=hold_id)
         if row is None:
             return None
-        found = replica.put_hold(self._manager, granted, row)
+        found = self._put_hold(granted, row)
         self._know(found, row)
         return found
 
@@ -358,21 +377,23 @@ class Keeper:
     def follow(self, news: News) -> None:
         """Let memory catch up with what others wrote; nothing of it may be new in memory. Under the lock."""
         ledger = self._ledger
-        replica.put_agents(ledger, news.agents)
-        self._agents.update((agent.agent, agent) for agent in news.agents)
-        replica.put_accounts(ledger, news.accounts)
-        for account in news.accounts:
-            self._accounts[account.agent, account.axis] = account
-        for row in news.holds:
-            known = self._holds.get(row.hold_id)
-            if known is not None or row.state == "open":
-                self._know(replica.put_hold(self._manager, known and known[0], row), row)
+        with self.readable("what was written"):
+            replica.put_agents(ledger, news.agents)
+            self._agents.update((agent.agent, agent) for agent in news.agents)
+            replica.put_accounts(ledger, news.accounts)
+            for account in news.accounts:
+                self._accounts[account.agent, account.axis] = account
+            for row in news.holds:
+                known = self._holds.get(row.hold_id)
+                if known is not None or row.state == "open":
+                    self._know(self._put_hold(known and known[0], row), row)
         last = ledger.seq
         for seq, at, kind, *rest in news.lines:
             ledger.journal.lines.append((ledger.unwall(at), Kind(kind), *rest))
             ledger.seq = seq
         self._manager.note_elsewhere(range(last + 1, ledger.seq + 1))
         self.mark = news.mark
+        self._fold()
 
     def count_calls(self) -> None:
         """Count the ended calls of every agent, as far as the journal goes; others may write meanwhile.
@@ -425,10 +446,11 @@ class Keeper:
             return None
         if (row.kind, row.request_hash) != (content[0], _hash(content)):
             raise KeyConflictError(key, (row.kind, row.request_hash), content)
-        answer = from_json(row.response)
-        if not isinstance(answer, dict):
-            return answer
-        hold_id = answer["hold"]
+        with self.readable(f"the answer under key {key!r}"):
+            answer = from_json(row.response)
+            if not isinstance(answer, dict):
+                return answer
+            hold_id = answer["hold"]
         hold = self._ledger.open_holds.get(hold_id)
         if hold is not None:
             return hold
@@ -437,7 +459,7 @@ class Keeper:
         kept = self._store.find_hold(self._pool, hold_id=hold_id)
         if kept is None:
             return None
-        hold = replica.put_hold(self._manager, None, kept)
+        hold = self._put_hold(None, kept)
         self._know(hold, kept)  # whoever has it next has the same one
         return hold
 

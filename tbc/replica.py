@@ -216,6 +216,9 @@ def put_hold(manager: BudgetManager, hold: Hold | None, row: HoldRow) -> Hold:
             Hold if row.lease is None else partial(LeaseHold, LeaseTerms("", 0.0, 0.0))
         )
         hold = made(manager, books, row.hold_id, tokens.amount, *times, row.key, row.operation, row.model)
+        price = manager._price_if_known(row.model)
+        if price is not None:
+            hold.expect_price(price)
     else:
         _uncount_loans(hold)
         hold.expires_at = ledger.unwall(row.expires_at)

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from tbc.leases import Amounts
     from tbc.leasing import LeaseHold
     from tbc.ledger import Ledger
-    from tbc.stores.rows import PoolRow
     from tbc.stores.store import Store
     from tbc.usage import Usage
 
@@ -135,14 +134,16 @@ class StoredDesk:
         manager: Any = self
         ledger = manager.ledger
         keeper = Keeper(manager, self._store, self._pool_name)
-        ledger.numbers_from = self._store.numbers_from()
         for tries in count(1):
             try:
+                ledger.numbers_from = self._store.numbers_from()
                 keeper.count_calls()
                 with self._store.transaction(self._pool_name):
                     state = self._store.load_pool(self._pool_name)
                     if state is not None:
-                        _check_caps(state.pool, manager._caps)
+                        with keeper.readable("what was agreed"):
+                            kept = json.loads(state.pool.terms)
+                        _check_caps(self._pool_name, kept, manager._caps)
                         keeper.restore(state)
                         break
                 with keeper.keep():
@@ -458,14 +459,13 @@ def _close_all() -> None:
             manager.close()
 
 
-def _check_caps(pool: PoolRow, asked: dict[str, int | None]) -> None:
+def _check_caps(pool: str, kept: dict[str, int | None], asked: dict[str, int | None]) -> None:
     """Refuse other caps than those the pool was opened with; no caps ask for nothing."""
-    kept = json.loads(pool.terms)
     for axis in AXES:
         if asked[axis] is not None and kept.get(axis) != asked[axis]:
             was = kept.get(axis)
             raise InvalidContractError(
-                f"pool {pool.pool!r} was opened with max_{axis}="
+                f"pool {pool!r} was opened with max_{axis}="
                 f"{None if was is None else format_amount(axis, was)}, not "
                 f"{format_amount(axis, asked[axis] or 0)}: open it with the same or without, "
                 "and change it with top_up(tbc.ROOT, ...)"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich import box
@@ -15,15 +14,15 @@ from rich.text import Text
 from tbc.axes import AXES, Axis, format_amount
 from tbc.cli.live import printable
 from tbc.cli.store import names, opened
+from tbc.clock import StoreClock
 from tbc.errors import InvalidAmountError
+from tbc.keeper import Keeper
 from tbc.leases import Amounts
 from tbc.leasing import LeaseRecord
 from tbc.manager import BudgetManager
 from tbc.stores.store import Store
 
 __all__ = ["close_lease", "leases"]
-
-T = TypeVar("T")
 
 
 def leases(place: Annotated[str, Parameter(name="STORE")], /, *, pool: str | None = None) -> int:
@@ -44,7 +43,7 @@ def leases(place: Annotated[str, Parameter(name="STORE")], /, *, pool: str | Non
     count = 0
     with opened(place) as found:
         for each in _pools(found, pool):
-            for record in _in_pool(found, each, lambda manager: manager.leases()):
+            for record in _leases_of(found, each):
                 count += 1
                 table.add_row(
                     Text(printable(each)),
@@ -99,15 +98,16 @@ def close_lease(
         if len(pools) != 1:
             raise InvalidAmountError("--pool", pool, f"one of the pools: {names(found.pools())}")
 
-        def close(manager: BudgetManager) -> str:
+        manager: Any = BudgetManager(store=found, pool=pools[0])
+        with manager:
             ended = manager.close_lease(hold_id, tokens, usd=usd, calls=calls, note=note)
-            if ended.repeated:
-                return f"Lease {hold_id} had ended; what is said more is booked."
-            booked = [("tokens", ended.tokens), *((each.axis, each.amount) for each in ended.others)]
-            said = ", ".join(format_amount(axis, amount) for axis, amount in booked)
-            return f"Lease {hold_id} of {ended.agent_name!r} has ended: {said} booked now, the rest is free."
-
-        print(printable(_in_pool(found, pools[0], close)))
+    if ended.repeated:
+        print(f"Lease {hold_id} had ended; what is said more is booked.")
+    else:
+        booked = [("tokens", ended.tokens), *((each.axis, each.amount) for each in ended.others)]
+        said = ", ".join(format_amount(axis, amount) for axis, amount in booked)
+        agent = printable(repr(ended.agent_name))
+        print(f"Lease {hold_id} of {agent} has ended: {said} booked now, the rest is free.")
     return 0
 
 
@@ -118,12 +118,13 @@ def _pools(found: Store, pool: str | None) -> list[str]:
     return pools
 
 
-def _in_pool(found: Store, pool: str, work: Callable[[BudgetManager], T]) -> T:
-    manager = BudgetManager(store=found, pool=pool)
-    try:
-        return work(manager)
-    finally:
-        manager.close()  # type: ignore[attr-defined]  # one with a store
+def _leases_of(found: Store, pool: str) -> list[LeaseRecord]:
+    """Return the open leases of a pool. Nothing is written: what has expired there is freed by others."""
+    manager = BudgetManager(clock=StoreClock(found.clock()))
+    state = found.load_pool(pool, recent=0)
+    if state is not None:
+        Keeper(manager, found, pool).restore(state)
+    return manager.leases()
 
 
 def _amounts(amounts: Amounts) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from tbc.cli.checks import check_port
 from tbc.errors import StoreError
 
 __all__ = ["mcp"]
@@ -55,6 +56,7 @@ def mcp(
     """
     from tbc.mcp.server import keep_log_quiet, serve_http, serve_stdio
 
+    check_port(port)
     keep_log_quiet()
     caps = {"max_tokens": max_tokens, "max_usd": max_usd, "max_calls": max_calls}
     with _opened(store, pool, mode=mode, **caps) as manager:

@@ -9,21 +9,19 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from tbc import BudgetManager, Lease
+from tbc.cli.checks import check_port, check_within
 from tbc.clock import EPOCH, system_clock
-from tbc.errors import InvalidAmountError, InvalidContractError
-from tbc.policy import load_policy
+from tbc.errors import InvalidContractError
+from tbc.policy import Policy, load_policy
 from tbc.service import Limits, Pools, Service
 from tbc.service.asking import PolicyProcess
 from tbc.service.bearers import Bearers, TokenFile
 from tbc.service.door import is_loopback
 from tbc.service.executors import resolve
-from tbc.service.problems import Problem
 from tbc.service.roles import Role
 from tbc.service.server import serve as run
 
 __all__ = ["serve"]
-
-_LONGEST_GRACE_S = 86_400
 
 
 def serve(
@@ -104,6 +102,9 @@ def serve(
     otel
         Tell OpenTelemetry of budgets; docs/telemetry.md says how to run it.
     """
+    check_port(port)
+    check_within("--grace-s", grace_s, 0, 3_600, "seconds")
+    check_within("--policy-timeout-s", policy_timeout_s, 0.001, 3_600, "seconds")
     process = _policy_process(role, policy_url, policy_token, policy_timeout_s)
     if role == "policy":
         _check_alone(store=store, lease=lease, executor=executor)
@@ -114,13 +115,14 @@ def serve(
         "mode": mode,
         "unknown_price": _price(unknown_price),
     }
-    BudgetManager(**terms)  # what cannot be meant is refused now, not to clients
-    if not 0 <= port <= 65_535:
-        raise InvalidAmountError("port", port, "from 0 to 65,535")
-    if not 0 <= grace_s <= _LONGEST_GRACE_S:
-        raise InvalidAmountError("grace_s", grace_s, f"from 0 to {_LONGEST_GRACE_S:,}")
+    BudgetManager(
+        pool=pool, **terms
+    )  # says now what is wrong with them: a pool is opened when it is asked for
     bearers = _bearers(tokens, host)
     pools = _pools(store, terms, lease, lease_seconds, _instrument if _checked(otel) else None)
+    if rate is not None:
+        check_within("--rate", rate, 0.001, 1e9, "requests a second")
+    check_within("--open-holds", open_holds, 1, 1e9, "holds")
     limits = Limits(rate=rate, open_holds=open_holds)
     service = Service(
         pools,
@@ -128,13 +130,11 @@ def serve(
         limits=limits,
         bearers=bearers,
         here_only=is_loopback(host),
-        policy=None if policy is None else load_policy(policy),
+        policy=_policy(policy, role),
         executor=None if executor is None else resolve(executor),
         role=role,
         policy_process=process,
     )
-    if role == "policy":
-        _check_prices(service)
     what = f"pool {pool!r}" if bearers is None else "the pools of its tokens"
     kept = "in memory" if store is None else "in a store"
     served = "the tier policy" if role == "policy" else f"{what}, {kept},"
@@ -162,12 +162,15 @@ def _policy_process(
     return None
 
 
-def _check_prices(service: Service) -> None:
-    """Refuse to serve a policy that can choose nothing."""
-    try:
-        _ = service.tier_policy
-    except Problem as problem:
-        raise InvalidContractError(f"{problem} {problem.hint}") from None
+def _policy(file: str | None, role: Role) -> Policy | None:
+    """Return the tier policy; a process for nothing else does not start without the prices of its own."""
+    if file is not None:
+        return load_policy(file)
+    if role != "policy":
+        return None
+    from tbc.policy import DEFAULT
+
+    return DEFAULT
 
 
 def _check_alone(**given: object) -> None:

@@ -59,7 +59,10 @@ class Checked(NamedTuple):
 
 
 class PoolSize(NamedTuple):
-    """How much a pool holds: `agents`, open holds and `lines` of its journal are counts."""
+    """How much a pool holds: `agents`, open holds and `lines` of its journal are counts.
+
+    `mode` is the one that it was opened in at first; each process has its own.
+    """
 
     pool: str
     mode: str
@@ -181,7 +184,7 @@ def info(place: Annotated[str, Parameter(name="STORE")], /, *, json: _Flag = Fal
     console.print(grid)
     if sizes:
         table = Table(box=box.SIMPLE_HEAD)
-        for name in ("pool", "mode"):
+        for name in ("pool", "opened in"):
             table.add_column(name, overflow="fold")
         for name in ("agents", "open holds", "lines"):
             table.add_column(name, justify="right")

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tbc.axes import NANO, USD, Axis, format_amount, format_number
+from tbc.cli.checks import check_port, check_within
 from tbc.cli.live import printable
 from tbc.cli.store import names, opened
 from tbc.cli.watched import Place, Share, Sight, Sums, Watched
@@ -79,8 +80,8 @@ def watch(
     port
         The port of the page; 0 takes any that is free.
     """
-    if not 0.05 <= every <= 3600:
-        raise InvalidAmountError("--every", every, "seconds from 0.05 to 3600")
+    check_within("--every", every, 0.05, 3_600, "seconds")
+    check_port(port)
     console = Console()
     try:
         with opened(place) as store:
@@ -172,7 +173,9 @@ def picture(sight: Sight, width: int, *, ascii_only: bool = False) -> Renderable
     """
     counts = f"{sight.agents:,} agents, open holds: {sight.open_holds:,}, line {sight.seq:,}"
     drawn: list[RenderableType] = [
-        _line(("pool ", ""), (printable(sight.pool), "bold"), (f", mode {sight.mode}, {counts}", ""))
+        _line(
+            ("pool ", ""), (printable(sight.pool), "bold"), (f", opened in {sight.mode} mode, {counts}", "")
+        )
     ]
     for axis, sums in sight.sums.items():
         drawn += _totals(axis, sums, width, ascii_only=ascii_only)

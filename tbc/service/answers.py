@@ -251,9 +251,10 @@ class Done(TypedDict):
 
 
 class HealthAnswer(TypedDict):
-    """Whether requests are served."""
+    """Whether requests are served; and whether the store has answered lately, if there is one."""
 
     status: Literal["healthy", "draining"]
+    store: NotRequired[Literal["reached", "away"]]
 
 
 class _Error(TypedDict):

@@ -16,7 +16,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tbc.clock import Clock, system_clock
-from tbc.errors import UnknownPriceError
 from tbc.service import agent_runs, agents, spending, tiers
 from tbc.service.answers import HealthAnswer
 from tbc.service.bearers import Bearers
@@ -120,7 +119,7 @@ class Service:
                 name="health",
                 method="GET",
                 path="/health",
-                summary="Whether requests are served.",
+                summary="Whether requests are served, and whether the store answers, if there is one.",
                 scope=None,
                 serve=_health,
                 answer=HealthAnswer,
@@ -151,15 +150,7 @@ class Service:
             return Tiers(self._policy)
         from tbc.policy import DEFAULT
 
-        try:
-            return Tiers(DEFAULT)
-        except UnknownPriceError:
-            raise Problem(
-                503,
-                "no_prices",
-                "The tier policy that comes with tbc needs prices, and this server has none.",
-                'On the server: pip install "tbc[prices]", or start it with --policy FILE.',
-            ) from None
+        return Tiers(DEFAULT)
 
     async def judge(self, asked: FlatQuestion) -> Judged:
         """Ask the policy about a step of a run, here or where it is."""
@@ -174,22 +165,30 @@ class Service:
         except Exception:
             _LOG.exception("a choice was not counted")
 
-    def count(self, pool: OpenPool, operation: Operation, seconds: float, answer: Any) -> None:
+    def count(
+        self, pool: OpenPool, operation: Operation, seconds: float, answer: Any, key: str | None
+    ) -> None:
         """Count a request that was served. What goes wrong with counting is nobody's error but ours."""
         try:
-            pool.metrics.answered(operation.name, seconds, answer)
+            pool.metrics.answered(operation.name, seconds, answer, key)
         except Exception:
             _LOG.exception("a request was not counted")
 
     def count_refusal(
-        self, pool: OpenPool, operation: Operation, status: int, code: str, error: Exception
+        self,
+        pool: OpenPool,
+        operation: Operation,
+        status: int,
+        code: str,
+        error: Exception,
+        key: str | None,
     ) -> None:
         """Count a request that was not served."""
         try:
             decision = getattr(error, "decision", None)
             contract = None if decision is None else pool.manager.contracts.get(decision.agent_name)
             priority = 0 if contract is None else contract.priority
-            pool.metrics.refused(operation.name, status, code, error, priority)
+            pool.metrics.refused(operation.name, status, code, error, priority, key)
         except Exception:
             _LOG.exception("a request was not counted")
 
@@ -314,7 +313,7 @@ class _Endpoint:
             else:
                 answer = await operation.serve(call)
                 if pool is not None:
-                    service.count(pool, operation, service.clock() - began, answer)
+                    service.count(pool, operation, service.clock() - began, answer, call.key)
                 if type(answer) is Text:
                     await _send(send, 200, answer.body, answer.headers)
                 else:
@@ -326,7 +325,8 @@ class _Endpoint:
             if status == 500:
                 _LOG.error("a request failed: %s", answer["error"]["code"], exc_info=error)
             if pool is not None and operation is not None:
-                service.count_refusal(pool, operation, status, answer["error"]["code"], error)
+                key = None if call is None else call.key
+                service.count_refusal(pool, operation, status, answer["error"]["code"], error, key)
             await _send(send, status, _encode(answer).encode(), found)
         except asyncio.CancelledError:
             if started or not service.draining:
@@ -375,8 +375,14 @@ class _Endpoint:
 
 
 async def _health(call: Call) -> HealthAnswer:
-    """Say whether requests are served."""
-    return {"status": "draining" if call.service.draining else "healthy"}
+    """Say whether requests are served.
+
+    With the store away it is 200 all the same: the server lives, and spends from its leases.
+    """
+    found: HealthAnswer = {"status": "draining" if call.service.draining else "healthy"}
+    if call.service.pools.probe is not None:
+        found["store"] = "reached" if await call.service.pools.probe.answers() else "away"
+    return found
 
 
 async def _nothing(call: Call) -> None:
@@ -468,6 +474,7 @@ async def _stream(chunks: AsyncGenerator[bytes], receive: Any, send: Any, cut_of
             await send({"type": "http.response.body", "body": b""})
         except TimeoutError:
             _LOG.info("a reader of events took nothing for %g s and is cut off", cut_off_s)
+            _abort(send)
 
     async def left() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -476,6 +483,7 @@ async def _stream(chunks: AsyncGenerator[bytes], receive: Any, send: Any, cut_of
     tasks = [asyncio.create_task(write()), asyncio.create_task(left())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(0)  # a connection that was cut off is known to be closed
     finally:
         for task in tasks:
             task.cancel()
@@ -483,6 +491,17 @@ async def _stream(chunks: AsyncGenerator[bytes], receive: Any, send: Any, cut_of
         await chunks.aclose()
     if isinstance(done[0], Exception):
         raise done[0]
+
+
+def _abort(send: Any) -> None:
+    """Close the connection without waiting until its reader has taken what was sent, which it does not.
+
+    ASGI has no word for that: the server's own `send` knows the transport. Where it does not, the server
+    closes the connection because the answer is not complete.
+    """
+    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    if transport is not None:
+        transport.abort()
 
 
 def _cut_off() -> Problem:

@@ -49,10 +49,12 @@ class PolicyProcess:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         if not where.startswith(("http://", "https://")):
-            raise InvalidContractError(f"--policy-url {where}: must begin with http:// or https://")
+            raise InvalidContractError("--policy-url must begin with http:// or https://")
+        if "@" in where or "?" in where:
+            raise InvalidContractError(
+                "--policy-url must be an address alone: give the token in TBC_POLICY_TOKEN"
+            )
         self._where = where.rstrip("/")
-        scheme, _, rest = self._where.partition("://")
-        self._shown = f"{scheme}://{rest.rpartition('@')[2]}"  # a password in it is nobody's business
         self._headers = {} if not token else {"Authorization": f"Bearer {token}"}
         self._timeout_s = timeout_s
         self._transport = transport
@@ -127,7 +129,7 @@ class PolicyProcess:
             raise self._away(f"it answered {answer.status_code}, and no choice") from None
 
     def _away(self, reason: str) -> PolicyAwayError:
-        return PolicyAwayError(self._shown, reason)
+        return PolicyAwayError(self._where, reason)
 
     async def aclose(self) -> None:
         """Close its connections."""

@@ -2,7 +2,7 @@
 
 Counts are of the requests that this server answered; a request that is repeated under its key counts again.
 Budgets are those of the pool at the moment of the scrape. Labels are bounded: the agents that have spent most
-and "other", the first priorities that were seen and "(other)".
+and "(other)", the first priorities that were seen and "(other)".
 """
 
 from __future__ import annotations
@@ -112,12 +112,15 @@ class _Budgets:
 
     @staticmethod
     def _spenders(statement: Statement) -> set[str]:
-        """Return the agents that have spent most: dollars, where they are kept, before tokens and calls."""
+        """Return the agents that have spent most: dollars, where they are kept, before tokens and calls.
+
+        An agent whose name is that of the sum of the others is counted among them: one series for each name.
+        """
         spent: dict[str, list[int]] = {}
         for axis in (USD, TOKENS, CALLS):
             for account in statement.accounts.get(axis, ())[1:]:
-                spent.setdefault(account.agent_name, []).append(account.consumed)
-        spent.pop(OTHER, None)  # whoever is called so is one of the others
+                if account.agent_name != OTHER:
+                    spent.setdefault(account.agent_name, []).append(account.consumed)
         return set(heapq.nlargest(_AGENTS, spent, key=lambda name: spent[name]))
 
 
@@ -177,7 +180,7 @@ class Metrics:
 
     # -- counting ------------------------------------------------------------------------------------------
 
-    def answered(self, operation: str, seconds: float, answer: Any) -> None:
+    def answered(self, operation: str, seconds: float, answer: Any, key: str | None = None) -> None:
         """Count a request that was served."""
         counts = self._counts
         counts.add("tbc_requests", operation, "200")
@@ -186,7 +189,7 @@ class Metrics:
             decision = answer["decision"]
             counts.add("tbc_decisions", "fits" if decision is None else decision["status"])
             if decision is not None and decision["verdict"] == "REFUSE":
-                self.refusals.add(decision)
+                self.refusals.add(decision, key)
             self._moves(answer["loans"])
         elif operation in ("settleHold", "voidHold"):
             if operation == "settleHold":
@@ -220,20 +223,28 @@ class Metrics:
         """Count what moved."""
         self._moves(map(transfer_object, transfers))
 
-    def refused(self, operation: str, status: int, code: str, error: BaseException, priority: int) -> None:
+    def refused(
+        self,
+        operation: str,
+        status: int,
+        code: str,
+        error: BaseException,
+        priority: int,
+        key: str | None = None,
+    ) -> None:
         """Count a request that was not served; `priority`: of the agent that a refused hold was for."""
         self._counts.add("tbc_requests", operation, str(status))
         if operation in ("openHold", "extendHold"):
-            self.unmet(code, error, priority)
+            self.unmet(code, error, priority, key)
 
-    def unmet(self, code: str, error: BaseException, priority: int) -> None:
+    def unmet(self, code: str, error: BaseException, priority: int, key: str | None = None) -> None:
         """Count a hold that was refused, and what it lacked."""
         decision = getattr(error, "decision", None)
         if not isinstance(decision, Decision):
             self._counts.add("tbc_decisions", code)
             return
         self._counts.add("tbc_decisions", str(decision.status))
-        self.refusals.add(decision_object(decision))
+        self.refusals.add(decision_object(decision), key)
         for each in (decision, *decision.others):
             if each.unmet:
                 self._add_amount("tbc_unmet", each.axis, self._priority(priority), each.unmet)

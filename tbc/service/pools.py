@@ -13,6 +13,7 @@ from tbc.errors import HoldEndedError
 from tbc.holds import Hold
 from tbc.leased import LeasedManager
 from tbc.service.metrics import Metrics
+from tbc.service.probe import Probe
 from tbc.service.problems import Problem
 from tbc.service.run_records import RunHistory
 from tbc.service.viewed import ViewedPool
@@ -136,6 +137,26 @@ class OpenPool:
         found: Hold = await self.run(lambda: self.manager.find_hold(number))
         return found
 
+    async def as_it_stands(self, number: int) -> Hold:
+        """Return the hold of that number, ended if its time has passed.
+
+        Raises
+        ------
+        UnknownHoldError
+            There is none.
+        """
+        hold = await self.find(number)
+        if hold.state == "open" and not hold.expires_in_s:
+            desk: Any = hold._desk
+            ledger = desk.ledger
+
+            def look() -> None:
+                with ledger.lock:
+                    ledger.look()
+
+            await self.run(look)
+        return hold
+
     def under(self, number: int, error: HoldEndedError) -> HoldEndedError:
         """Return the error with the number that the client knows."""
         return HoldEndedError(number, error.state, error.attempted, _under(number, error.settlement))
@@ -184,6 +205,8 @@ class Pools:
         self._store = store
         self._most = most
         self._opening = asyncio.Lock()
+        #: Whether the store answers, where there is one.
+        self.probe = None if store is None else Probe(store.pools)
         self.open: dict[str, OpenPool] = {}
 
     async def get(self, name: str) -> OpenPool:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
+from tbc import errors
+from tbc.clock import system_clock
 from tbc.error_codes import code_of, error_object
+from tbc.run_errors import PolicyAwayError
 from tbc.service.answers import ErrorAnswer
 
-__all__ = ["Problem", "answer_to"]
+__all__ = ["Problem", "answer_to", "said_of"]
+
+_LOG: Final = logging.getLogger("tbc.service")
+#: What is said of what lies behind the server: where that is and who asks it is nobody's business but the
+#: operator's, whom the log tells.
+_BEHIND: Final[dict[type[BaseException], str]] = {
+    errors.StoreError: "The store cannot be used, or not like this.",
+    errors.StoreAwayError: "The store cannot be reached.",
+    errors.StoreBusyError: "Others kept the store locked for too long.",
+    errors.StoreFullError: "The store has no room.",
+    errors.StoreUnknownError: "The connection to the store broke while it was written to.",
+}
+#: Seconds until the same is logged again.
+_QUIET_S: Final = 10.0
 
 
 class Problem(Exception):
@@ -58,11 +75,35 @@ class Problem(Exception):
         }
 
 
+class _Last:
+    """What was logged last: what lies behind the server fails for every request alike."""
+
+    text = ""
+    until = 0.0
+
+
+def said_of(error: BaseException) -> str:
+    """Return what clients are told of an error of `tbc`; the log has the rest."""
+    if isinstance(error, PolicyAwayError):
+        found = f"The policy process did not answer: {error.reason}. Nothing was done."
+    elif isinstance(error, errors.StoreError):
+        found = next(_BEHIND[kind] for kind in type(error).__mro__ if kind in _BEHIND)
+    else:
+        return str(error)
+    text, now = str(error), system_clock()
+    if text != _Last.text or now >= _Last.until:
+        _Last.text, _Last.until = text, now + _QUIET_S
+        _LOG.error("%s: %s", code_of(error).code, text)
+    return found
+
+
 def answer_to(error: BaseException) -> tuple[int, dict[str, str], ErrorAnswer]:
     """Return status, headers and body of the answer to an error."""
     if isinstance(error, Problem):
         return error.status, error.headers, {"error": error.as_object()}  # type: ignore[typeddict-item]
     found = error_object(error)
+    if isinstance(error, errors.StoreError | PolicyAwayError):
+        found |= {"message": said_of(error), "details": {}}
     status = code_of(error).status
     headers = {"retry-after": "1"} if found["retryable"] and status == 503 else {}
     return status, headers, {"error": found}  # type: ignore[typeddict-item]

@@ -54,16 +54,19 @@ class Refusals:
 
     def __init__(self, wall: Callable[[], int] = wall_ns) -> None:
         self._wall = wall
-        self._last: deque[RefusalAnswer] = deque(maxlen=MOST)
+        self._last: deque[tuple[str | None, RefusalAnswer]] = deque(maxlen=MOST)
 
-    def add(self, decision: Mapping[str, Any]) -> None:
-        """Remember a decision, as answers show it."""
+    def add(self, decision: Mapping[str, Any], key: str | None = None) -> None:
+        """Remember a decision, as answers show it; once for each key that it is repeated under."""
+        if key is not None and any(key == known for known, _ in self._last):
+            return
         shown = {name: decision[name] for name in _SHOWN if name in decision}
         unmet = {each["axis"]: each["unmet"] for each in (decision, *decision["others"]) if each["unmet"]}
-        self._last.append({"at": self._wall() / 1e9, "mode": decision["mode"], "unmet": unmet, **shown})  # type: ignore[typeddict-item]
+        answer = {"at": self._wall() / 1e9, "mode": decision["mode"], "unmet": unmet, **shown}
+        self._last.append((key, answer))  # type: ignore[arg-type]
 
     def __iter__(self) -> Any:
-        return iter(self._last)
+        return (answer for _, answer in self._last)
 
 
 def refusals_of_runs(store: Store, pool: str, mode: str) -> Iterable[RefusalAnswer]:

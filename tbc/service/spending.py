@@ -48,7 +48,7 @@ async def open_hold(call: Call) -> HoldAnswer:
 async def get_hold(call: Call) -> HoldAnswer:
     """Return a hold as it stands."""
     number = call.path["hold_id"]
-    return hold_object(await call.pool.find(number), number)
+    return hold_object(await call.pool.as_it_stands(number), number)
 
 
 async def settle(call: Call) -> SettlementAnswer:

@@ -1,8 +1,10 @@
 """Events as they happen: the journal of a pool as server-sent events, from any line on.
 
 A stream reads the journal, and nothing is kept for its reader: who is slow reads later, and who takes
-nothing at all is cut off. Writers never wait. What is no line of the journal (refusals, gates, thresholds) is
-kept for each reader, the last few; a reader that falls behind misses the oldest and is told how many.
+nothing at all is cut off. Writers never wait. Those who catch up take turns, a page each, and between two
+pages whatever else is asked of the server is answered. What is no line of the journal (refusals, gates,
+thresholds) is kept for each reader, the last few; a reader that falls behind misses the oldest and is told
+how many.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -60,13 +62,14 @@ class Listeners:
         Whose.
     most : int
         How many there may be.
-    turn : asyncio.Lock
-        Whoever has it may make a page; one for all pools.
+    turn : asyncio.Lock, optional
+        Who has it makes a page; one for all pools of a server.
     """
 
-    def __init__(self, pool: OpenPool, most: int, turn: asyncio.Lock) -> None:
-        self.turn = turn
+    def __init__(self, pool: OpenPool, most: int, turn: asyncio.Lock | None = None) -> None:
         self._pool = pool
+        self._turn = asyncio.Lock() if turn is None else turn
+        self._reading = asyncio.Lock()  # of the pool's store, in a thread
         self._most = most
         self._all: set[_Listener] = set()
         self._end: Any = None
@@ -97,6 +100,21 @@ class Listeners:
         if not self._all and self._end is not None:
             self._end()
             self._end = None
+
+    async def news(self, listener: _Listener, since: int) -> tuple[str, int]:
+        """Return what is to be said now, and the last line that is known then."""
+        pool = self._pool
+        if pool.store is None:
+            async with self._turn:
+                said = _said(listener, since, *await pool.entries(since, _PAGE))
+                await asyncio.sleep(0)  # the others first
+                return said
+        async with self._reading:
+            found = await pool.entries(since, _PAGE)
+        async with self._turn:
+            said = _said(listener, since, *found)
+            await asyncio.sleep(0)
+            return said
 
     def close(self) -> None:
         """End all streams."""
@@ -138,10 +156,7 @@ async def follow(
         waited = 0.0
         while not listeners.closed and admitted():
             listener.woken.clear()
-            lines, folded = await pool.entries(since, _PAGE)
-            async with listeners.turn:  # one page at a time of all readers: between two others are served
-                text, since = _news(listener, since, lines, folded)
-                await asyncio.sleep(0)
+            text, since = await listeners.news(listener, since)
             if text:
                 waited = 0.0
                 yield text.encode()
@@ -161,8 +176,7 @@ async def follow(
         listeners.remove(listener)
 
 
-def _news(listener: _Listener, since: int, lines: Sequence[Any], folded: bool) -> tuple[str, int]:
-    """Return what is to be said now, and the last line that is known then."""
+def _said(listener: _Listener, since: int, lines: list[Any], folded: bool) -> tuple[str, int]:
     said = []
     if folded:
         first = lines[0].seq if lines else since

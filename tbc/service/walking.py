@@ -37,6 +37,7 @@ from tbc.service.executors import (
     usage_of,
 )
 from tbc.service.graphs import Graph, Outcome
+from tbc.service.problems import said_of
 from tbc.service.run_records import Run, StepAnswer, StopReason
 from tbc.service.tiers import FlatQuestion, Judged, Tiers
 from tbc.watching import watched
@@ -299,7 +300,9 @@ class Walk:
                 raise
             self._run.steps.append(step)
             away = isinstance(error, PolicyAwayError | PolicyDiffersError)
-            raise _End("failed", "policy" if away else "failed", code_of(error).code, str(error)) from error
+            raise _End(
+                "failed", "policy" if away else "failed", code_of(error).code, said_of(error)
+            ) from error
         self._run.steps.append(step)
         step["hold_id"] = self._pool.number(hold)
         self._pool.metrics.granted(hold)
@@ -483,7 +486,7 @@ class Walk:
         if isinstance(error, NotSent):
             return _End("failed", "failed", code.code, f"Step {name!r} was not sent.")
         if code is not INTERNAL_ERROR and error is not raised:
-            return _End("failed", "failed", code.code, str(error))
+            return _End("failed", "failed", code.code, said_of(error))
         found = error.error if isinstance(error, StepInterruptedError) else error
         kind = type(found).__name__
         where = "".join(traceback.format_tb(found.__traceback__))

@@ -149,10 +149,21 @@ class _BadLineError(Exception):
         self.problem = problem
 
 
+def _whole(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Yield rows; stop with `_BadLineError` at the first one whose text is none."""
+    read = 0
+    try:
+        for row in rows:
+            yield row
+            read += 1
+    except UnicodeDecodeError as error:
+        raise _BadLineError(read + 1, f"line {read + 1} was changed: it has text that is none") from error
+
+
 def _lines(start: bytes, rows: Iterable[tuple[Any, ...]], last: int, head: bytes) -> Iterator[Fields]:
     """Yield the fields of the lines; stop with `_BadLineError` at the first bad one."""
     seq, previous = 0, start
-    for *fields, prev_hash, own_hash in rows:
+    for *fields, prev_hash, own_hash in _whole(rows):
         seq += 1
         if fields[0] != seq:
             raise _BadLineError(seq, f"line {seq} is missing: line {fields[0]} comes in its place")

@@ -530,7 +530,7 @@ class SqliteStore(Store):
         """Turn what SQLite says into errors of `tbc`."""
         try:
             yield
-        except self._apsw.Error as error:
+        except (self._apsw.Error, UnicodeDecodeError) as error:
             raise self._told(error) from error
 
     def _told(self, error: Exception) -> StoreError:
@@ -542,7 +542,7 @@ class SqliteStore(Store):
             )
         if isinstance(error, apsw.FullError):
             return StoreFullError(self.path, "there is no room left", "Make room and try again")
-        if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+        if isinstance(error, apsw.CorruptError | apsw.NotADBError | UnicodeDecodeError):
             return StoreCorruptError(self.path, f"it is damaged ({error})", _RESTORE)
         if isinstance(error, apsw.ConstraintError):
             return self._error(f"a row breaks a rule of the tables ({error})", "Nothing was written")

@@ -6,12 +6,14 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tbc.errors import InvalidAmountError, StoreError, StoreStaleError
+from tbc.axes import TOKENS
+from tbc.contract import ROOT
+from tbc.errors import InvalidAmountError, StoreCorruptError, StoreError, StoreStaleError
 from tbc.journal import ended_calls
 from tbc.stores import statements
 from tbc.stores.chain import PoolCheck, follow, genesis
@@ -112,8 +114,8 @@ class Store(ABC):
             PoolRow._make(pools[0]),
             tuple(_with_flags(AgentRow._make(row), "closed") for row in agents),
             tuple(map(_account, accounts)),
-            tuple(map(_hold, opened)),
-            tuple(map(_hold, reversed(ended))),
+            self._holds(opened),
+            self._holds(reversed(ended)),
             tuple(OpRow._make(row) for row in reversed(ops)),
         )
 
@@ -150,7 +152,7 @@ class Store(ABC):
             tuple(lines),
             tuple(_with_flags(AgentRow._make(row), "closed") for row in agents),
             tuple(known),
-            tuple(map(_hold, holds)),
+            self._holds(holds),
         )
 
     def find_hold(self, pool: str, *, hold_id: int | None = None, key: str | None = None) -> HoldRow | None:
@@ -159,7 +161,7 @@ class Store(ABC):
             found = self._rows(statements.HOLD_BY_ID, pool, hold_id)
         else:
             found = self._rows(statements.HOLD_BY_KEY, pool, key)
-        return next(map(_hold, found), None)
+        return next(iter(self._holds(found)), None)
 
     def find_op(self, pool: str, key: str) -> OpRow | None:
         """Return the first answer under a key."""
@@ -192,8 +194,9 @@ class Store(ABC):
     def verify(self, pool: str | None = None) -> list[PoolCheck]:
         """Check the chain of every journal (or of one), and every number of the books against it.
 
-        The accounts must be the sums of the journal, and what they hold the sum of the open holds. Others may
-        write meanwhile: what is checked is the moment of the call.
+        The accounts must be the sums of the journal, what they hold the sum of the open holds, and capped be
+        who is by the terms of the agents. Others may write meanwhile: what is checked is the moment of the
+        call.
 
         Raises
         ------
@@ -205,7 +208,18 @@ class Store(ABC):
             rows = connection.execute(*asked).fetchall()
             if pool is not None and not rows:
                 raise InvalidAmountError("pool", pool, "a pool of this store")
-            return [_check(connection, self._ledger_id, PoolRow._make(row)) for row in rows]
+            return [self._check(connection, PoolRow._make(row)) for row in rows]
+
+    def _check(self, connection: Any, pool: PoolRow) -> PoolCheck:
+        """Check a pool's journal, and its books against it."""
+        lines = connection.execute(statements.CHAIN, (pool.pool,))
+        check, sums = follow(pool.pool, genesis(self._ledger_id, pool.pool), lines, pool.seq, pool.head)
+        if not check.ok:
+            return check
+        try:
+            return _check_books(connection, pool, check, sums)
+        except (ValueError, TypeError, LookupError) as error:
+            return check._replace(problem=f"its books cannot be read ({error})")
 
     @abstractmethod
     def backup(self, path: str | os.PathLike[str]) -> None:
@@ -239,6 +253,17 @@ class Store(ABC):
 
     def _rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         return self._ask((statement, values))[0]
+
+    def _holds(self, rows: Iterable[tuple[Any, ...]]) -> tuple[HoldRow, ...]:
+        holds = []
+        for row in rows:
+            try:
+                holds.append(_hold(row))
+            except (ValueError, TypeError) as error:
+                raise StoreCorruptError(
+                    self.path, f"hold {row[0]} cannot be read ({error})", "Restore a backup"
+                ) from error
+        return tuple(holds)
 
     def _mark_of(self, pool: str, rows: Sequence[tuple[Any, ...]], since: Mark) -> Mark:
         mark = Mark(*rows[0][4:7]) if rows else Mark()
@@ -275,16 +300,12 @@ def _hold(row: tuple[Any, ...]) -> HoldRow:
     )
 
 
-def _check(connection: Any, ledger_id: str, pool: PoolRow) -> PoolCheck:
-    """Check a pool's journal, and its books against it."""
-    lines = connection.execute(statements.CHAIN, (pool.pool,))
-    check, sums = follow(pool.pool, genesis(ledger_id, pool.pool), lines, pool.seq, pool.head)
-    if not check.ok:
-        return check
-    accounts = {
-        (row.agent, row.axis): [row.allocated, row.consumed, row.held, row.unpriced]
-        for row in map(AccountRow._make, connection.execute(statements.ACCOUNTS, (pool.pool,)))
-    }
+def _check_books(
+    connection: Any, pool: PoolRow, check: PoolCheck, sums: dict[tuple[str, str], list[int]]
+) -> PoolCheck:
+    """Check the books of a pool against the sums of its journal, and against the terms of its agents."""
+    rows = [_account(row) for row in connection.execute(statements.ACCOUNTS, (pool.pool,))]
+    accounts = {(row.agent, row.axis): [row.allocated, row.consumed, row.held, row.unpriced] for row in rows}
     nothing = [0, 0, 0, 0]
     for agent, axis in sorted(accounts.keys() | sums.keys()):
         booked, summed = accounts.get((agent, axis), nothing), sums.get((agent, axis), nothing)
@@ -303,4 +324,30 @@ def _check(connection: Any, ledger_id: str, pool: PoolRow) -> PoolCheck:
             return check._replace(
                 problem=f"{agent!r} holds {ours} {axis}, and its open holds sum to {theirs}"
             )
-    return check
+    agents = [AgentRow._make(row) for row in connection.execute(statements.AGENTS, (pool.pool,))]
+    return check._replace(problem=_against_terms(pool, agents, rows))
+
+
+def _against_terms(pool: PoolRow, agents: Sequence[AgentRow], rows: Sequence[AccountRow]) -> str:
+    """Return in words which account is not as the terms of the agents say; empty if all are."""
+    capped = {(row.agent, row.axis): row.capped for row in rows}
+    parents = {agent.agent: agent.parent for agent in agents}
+    terms = {agent.agent: json.loads(agent.terms) for agent in agents}
+    terms[ROOT] = {f"max_{axis}": cap for axis, cap in dict(json.loads(pool.terms)).items()}
+    closed = {agent.agent for agent in agents if agent.closed}
+
+    def is_capped(agent: str | None, axis: str) -> bool:
+        while agent is not None and (agent, axis) not in capped:  # who has no row is as the one above
+            agent = parents[agent]
+        return agent is not None and capped[agent, axis]
+
+    for row in rows:
+        said, cap = terms[row.agent], f"max_{row.axis}"
+        if row.agent in closed or cap not in said:
+            continue
+        if row.capped != (said[cap] is not None or is_capped(parents[row.agent], row.axis)):
+            which = "capped" if row.capped else "uncapped"
+            return f"{row.agent!r} is {which} on {row.axis}, and the terms say otherwise"
+        if row.axis == TOKENS and row.agent != ROOT and row.min_reserve != said.get("min_reserve", 0):
+            return f"{row.agent!r} keeps {row.min_reserve} tokens, and its terms say {said['min_reserve']}"
+    return ""

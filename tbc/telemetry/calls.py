@@ -26,7 +26,7 @@ from tbc.axes import USD
 from tbc.clock import system_clock, wall_ns
 from tbc.error_codes import code_of
 from tbc.errors import BudgetExceededError, UnknownPriceError
-from tbc.holds import AsCurrent
+from tbc.holds import CARRIED, AsCurrent
 from tbc.labels import OTHER, FirstLabels
 from tbc.telemetry import conventions as names
 from tbc.telemetry.conventions import Conventions, make_instruments, usage_attributes
@@ -49,6 +49,7 @@ _UNKNOWN: Final = "unknown"
 #: What a model is called: anything else is not written.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}", re.ASCII)
 _INNERMOST: ContextVar[_Watched | None] = ContextVar("tbc_watched_call", default=None)
+CARRIED.append(_INNERMOST)  # calls in threads are in the call that they were started in
 
 
 def _quiet(method: Callable[P, R]) -> Callable[P, R | None]:
@@ -107,7 +108,7 @@ class Calls:
         outer = _INNERMOST.get()
         if outer is not None:
             outer.wraps = True
-        return _Watched(self, call)
+        return _Watched(self, call, outer)
 
     @_quiet
     def refused(self, call: WatchedCall, error: BudgetExceededError | UnknownPriceError) -> None:
@@ -150,7 +151,7 @@ class Calls:
 class _Watched:
     """One governed call while it runs; see `tbc.watching.Watch`."""
 
-    def __init__(self, calls: Calls, call: WatchedCall) -> None:
+    def __init__(self, calls: Calls, call: WatchedCall, outer: _Watched | None) -> None:
         self._calls, self._call = calls, call
         self.wraps = False
         self._ended = False
@@ -173,9 +174,14 @@ class _Watched:
         decision = call.hold.decision
         if decision is not None:
             attributes["tbc.decision"] = str(decision.status)
+        # Why: a thread that was given its hold alone has no span to be under.
+        under = None
+        if outer is not None and not get_current_span().get_span_context().is_valid:
+            under = set_span_in_context(outer.span)
         self._start_ns, self._start = wall_ns(), system_clock()
         self.span: Span = calls.tracer.start_span(
             "chat" if self._model is None else f"chat {self._model}",
+            context=under,
             kind=SpanKind.CLIENT,
             attributes=attributes,
             start_time=self._start_ns,

@@ -106,6 +106,32 @@ def test_python_finds_answers_that_were_lost(python, address, agent):
     assert account(address, agent) == (500, 0)
 
 
+class Crowded(httpx.HTTPTransport):
+    """Answers the first requests as a proxy does that reaches no server."""
+
+    def __init__(self, first, status=503):
+        super().__init__()
+        self.first, self.status = first, status
+
+    def handle_request(self, request):
+        if self.first:
+            self.first -= 1
+            return httpx.Response(
+                self.status, text="Service Unavailable", headers={"retry-after": "0"}, request=request
+            )
+        return super().handle_request(request)
+
+
+def test_python_asks_again_after_an_answer_that_is_not_json(python, address, agent):
+    budget = python["Budget"](address, transport=Crowded(3))
+    budget.call(agent, "gpt-4.1-mini", 300, 400, reply)
+    assert account(address, agent) == (500, 0)
+    for transport in (Crowded(9), Crowded(1, 500)):
+        with pytest.raises(httpx.HTTPStatusError):
+            python["Budget"](address, transport=transport).call(agent, "gpt-4.1-mini", 300, 400, reply)
+    assert account(address, agent) == (500, 0)
+
+
 def test_python_is_granted_less_and_refused_without_a_retry(python, address, agent):
     budget = python["Budget"](address)
     caps = []
@@ -161,9 +187,11 @@ for (const code of ["ECONNREFUSED", "ECONNRESET"]) {
     said[code] = error.code;
   }
 }
-let lose = 1;
+let lose = 1, crowded = 2;
+const now = { "Retry-After": "0" };
 const real = globalThis.fetch;
 globalThis.fetch = async (...asked) => {
+  if (crowded-- > 0) return new Response("Service Unavailable", { status: 503, headers: now });
   const answer = await real(...asked);
   if (lose-- > 0) throw new TypeError("fetch failed");
   return answer;

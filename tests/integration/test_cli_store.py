@@ -332,7 +332,7 @@ def test_the_picture_at_80_columns():
     said = drawn(Watched(store, "team"), 80, ascii_only=True)
     store.close()
     lines = said.splitlines()
-    assert lines[0] == "pool team, mode enforce, 3 agents, open holds: 1, line 16"
+    assert lines[0] == "pool team, opened in enforce mode, 3 agents, open holds: 1, line 16"
     (reader,) = (line for line in lines if line.startswith("|-reader"))
     (writer,) = (line for line in lines if line.startswith("`-writer"))
     assert re.fullmatch(r"\|-reader +=+-+\.+ +0/\S+ +=+ +\$0\.00/\$0\.05", reader.rstrip())
@@ -426,7 +426,7 @@ def test_pools_are_listed_where_there_is_more_than_one(capsys):
     assert "it has 2 pools: one, two. Name one with --pool" in capsys.readouterr().err
     assert run(["watch", "s.db", "--pool", "three"]) == 2
     assert run(["watch", "s.db", "--pool", "two"]) == 0
-    assert "pool two, mode enforce" in capsys.readouterr().out
+    assert "pool two, opened in enforce mode" in capsys.readouterr().out
     assert run(["watch", "s.db", "--every", "nan"]) == 2
 
 
@@ -525,6 +525,10 @@ def test_leases_are_listed_and_closed_once_their_end_has_passed(capsys):
         manager = tbc.BudgetManager(store=store, pool="two")  # by the store's own clock: now
         new = manager.lease("writer", share=0.5, seconds=3000, holder="host:2").hold_id
         manager.close()
+        manager = tbc.BudgetManager(store=store, pool="one", clock=clock)
+        manager.hold("writer", 10, usd=0, expires_s=1)  # long ago: whoever writes next frees it
+        manager.close()
+        heads = [row.head for row in store.pools()]
     assert run(["store", "leases", "books.db", "--pool", "one"]) == 0
     assert capsys.readouterr().out == "No lease is open.\n"
     assert run(["store", "leases", "books.db"]) == 0
@@ -533,6 +537,8 @@ def test_leases_are_listed_and_closed_once_their_end_has_passed(capsys):
     (second,) = (line for line in lines if "host:2" in line)
     assert "1970-01-01 00:17:10 UTC, overdue" in first and "500 tokens, $0.50" in first
     assert "overdue" not in second
+    with SqliteStore("books.db") as store:
+        assert [row.head for row in store.pools()] == heads  # to list is not to write
     assert run(["store", "close-lease", "books.db", str(old)]) == 2  # in which pool?
     assert "one, two" in capsys.readouterr().err
     assert run(["store", "close-lease", "books.db", str(new), "--pool", "two"]) == 2

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
+import socket
 from contextlib import AsyncExitStack
 
 import pytest
 
 import tbc
+from tbc.clock import ManualClock
 from tbc.leased import LeasedManager
 from tbc.service import Limits, OpenPool, Pools, Service, create_app
-from tbc.service import stream as stream_module
+from tests.live_page import served
 from tests.service_client import client_of, make_service, streaming
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -355,6 +357,45 @@ def test_holds_out_of_leases_have_numbers_of_their_own(tmp_path):
     asyncio.run(work())
 
 
+def test_a_hold_whose_time_has_passed_is_shown_expired():
+    async def within():
+        clock = ManualClock()
+        manager = tbc.BudgetManager(max_tokens=20_000, clock=clock)
+        manager.register_agent("writer", max_tokens=4_000)
+        async with client_of(make_service(lambda name: manager)) as client:
+            number = (await hold(client, expires_s=30)).json()["hold_id"]
+            clock.advance(29)
+            assert (await client.get(f"/v1/holds/{number}")).json()["state"] == "open"
+            clock.advance(1)
+            shown = (await client.get(f"/v1/holds/{number}")).json()
+            assert (shown["state"], shown["expires_in_s"]) == ("expired", None)
+            assert shown["settlement"]["state"] == "expired"
+            late = await client.post(f"/v1/holds/{number}/settle", json={"tokens": 80})
+            assert late.json()["state"] == "settled"
+
+    asyncio.run(within())
+
+
+def test_a_hold_out_of_a_lease_whose_time_has_passed_is_shown_expired(tmp_path):
+    def make(name):
+        lease = tbc.Lease(share=0.5, seconds=60)
+        return tbc.BudgetManager(
+            store=f"sqlite:///{tmp_path}/b.db", pool=name, max_tokens=20_000, lease=lease
+        )
+
+    async def within():
+        service = make_service(make)
+        async with client_of(service) as client:
+            await client.post("/v1/agents", json={"agent_name": "writer", "max_tokens": 4_000})
+            number = (await hold(client, expires_s=0.001)).json()["hold_id"]
+            held = service.pools.open["default"]._local[number]
+            await asyncio.to_thread(until, lambda: not held.expires_in_s)
+            assert (await client.get(f"/v1/holds/{number}")).json()["state"] == "expired"
+        await asyncio.to_thread(service.pools.close)
+
+    asyncio.run(within())
+
+
 def test_the_oldest_holds_are_forgotten_but_none_that_only_this_process_can_end(monkeypatch):
     from tbc.service import pools
 
@@ -411,42 +452,6 @@ async def test_a_stream_goes_on_after_the_last_event_that_its_reader_has(app, ma
         assert (await stream.next())[1] == "4"
 
 
-def test_readers_that_catch_up_let_others_be_served_between_their_pages():
-    manager = tbc.BudgetManager(max_tokens=20_000)
-    manager.register_agent("writer", max_tokens=4_000)
-    for _ in range(500):
-        manager.hold("writer", 1).void()
-    last = manager.ledger.seq
-    app = create_app(make_service(lambda name: manager, limits=Limits(streams=10)))
-    asyncio.run(_catch_up(app, str(last)))
-
-
-async def _catch_up(app, last):
-    turns, made = 0, Counter()
-    page = stream_module._news
-
-    def counted(*what):
-        made[turns] += 1
-        return page(*what)
-
-    async def others():
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream_module, "_news", counted)
-        beside = asyncio.create_task(others())
-        async with AsyncExitStack() as stack:
-            readers = [await stack.enter_async_context(streaming(app, "since=0")) for _ in range(10)]
-            for reader in readers:
-                while (await reader.next())[1] != last:
-                    pass
-        beside.cancel()
-    assert sum(made.values()) >= 100 and max(made.values()) == 1
-
-
 @with_stream
 async def test_a_stream_tells_what_happens_while_it_is_open(app, manager, service):
     async with streaming(app) as stream:
@@ -472,6 +477,46 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_nobody_waits_for_it(ap
     async with streaming(app, "since=3") as other:
         manager.hold("writer", 20)
         assert (await other.next())[2]["held"] == 20
+
+
+def test_readers_who_catch_up_take_turns_and_others_are_served_between_two_pages():
+    async def within():
+        manager = tbc.BudgetManager(max_tokens=20_000)
+        manager.register_agent("writer", max_tokens=4_000)
+        for _ in range(3_000):
+            manager.record_usage("writer", 1)
+        manager.hold("writer", 7)
+        last, seen, pages = manager.statement().seq, 0, [0]
+        async with AsyncExitStack() as stack:
+            app = create_app(make_service(lambda name: manager))
+            streams = [await stack.enter_async_context(streaming(app, "since=0")) for _ in range(10)]
+            while seen < 10 * last:  # anybody else who is served once in every round of the loop
+                await asyncio.sleep(0)
+                found = [each.chunks.get_nowait()["body"] for each in streams if not each.chunks.empty()]
+                news = [body.count(b"id: ") for body in found if b"id: " in body]
+                pages.append(len(news))
+                seen += sum(news)
+        assert max(pages) <= 2 and sum(pages) >= 10 * last / 200
+
+    asyncio.run(asyncio.wait_for(within(), 60))
+
+
+def test_a_connection_that_is_cut_off_is_closed_and_no_error(capfd):
+    manager = tbc.BudgetManager(max_tokens=20_000)
+    manager.register_agent("writer", max_tokens=4_000)
+    for _ in range(30_000):  # more than the buffers of the system hold
+        manager.record_usage("writer", 0)
+    with served(manager, limits=Limits(cut_off_s=0.2)) as service, socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        reader.settimeout(20)
+        reader.connect(("127.0.0.1", service.port))
+        reader.sendall(b"GET /v1/events?since=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        until(lambda: manager._subscribers is not None and manager._subscribers._callbacks)
+        until(lambda: not manager._subscribers._callbacks)
+        until(lambda: not service._server.server_state.connections)
+        while reader.recv(2**20):  # what had been sent; then its end
+            pass
+    assert "ERROR" not in capfd.readouterr().err
 
 
 @with_stream
@@ -531,6 +576,10 @@ async def test_the_last_refusals_are_listed_with_their_reasons(client, service):
     assert first == {**{name: answer[name] for name in names}, "unmet": {"tokens": answer["unmet"]}}
     assert answer["unmet"] == 90_000 - answer["available"] and second["unmet"].keys() == {"usd"}
     assert (second["axis"], second["requested_usd"]) == ("usd", "7.5")
+    for key in ("a", "a", "b", "a"):
+        await hold(client, tokens=70_000, key=key)
+    repeated = (await client.get("/v1/refusals")).json()["refusals"]
+    assert [each["requested"] for each in repeated[2:]] == [70_000, 70_000]
     for number in range(205):
         await hold(client, tokens=90_000 + number)
     found = (await client.get("/v1/refusals")).json()["refusals"]

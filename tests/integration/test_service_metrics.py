@@ -114,6 +114,24 @@ async def test_many_agents_and_priorities_make_few_labels(client, post, value):
     assert sum(everybody) == sum(range(40))
 
 
+def test_an_agent_that_is_named_like_the_others_is_one_of_them():
+    manager = tbc.BudgetManager(max_tokens=10_000)
+    for name in (*(f"a{number}" for number in range(25)), OTHER):
+        manager.register_agent(name, max_tokens=0)
+        manager.record_usage(name, 7)
+    manager.record_usage(OTHER, 500)
+    lines = [line.rpartition(" ")[0] for line in Metrics().text(manager.statement()).decode().splitlines()]
+    assert len(lines) == len(set(lines)), "a scrape with one series twice is dropped"
+    found = samples(Metrics().text(manager.statement()).decode())
+    consumed = {
+        dict(labels)["agent"]: value
+        for (name, labels), value in found.items()
+        if name == "tbc_budget" and {("amount", "consumed"), ("axis", "tokens")} <= set(labels)
+    }
+    assert consumed.pop(OTHER) == 500 + 6 * 7
+    assert list(consumed.values()) == [7] * 20
+
+
 @run
 async def test_choices_of_the_policy_are_counted_with_what_they_saved(client, post, value):
     flat = {"step": "plan", "remaining_budget": 0.5, "total_budget": 1, "latency_sla_ms": 300}

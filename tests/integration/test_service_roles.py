@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import tomllib
+from pathlib import Path
 
 import httpx
 import pytest
 
 import tbc
+import tbc.cli.serve as command
+from tbc import catalogue
 from tbc.cli.serve import serve
 from tbc.errors import InvalidContractError
-from tbc.policy import V1, Policy, Rule, Tier
-from tbc.service import Pools, Service, create_app
+from tbc.policy import V1, Policy, Rule, Tier, presets
+from tbc.service import Pools, Service, create_app, problems
 from tbc.service.asking import PolicyProcess
 from tbc.service.bearers import Bearers, TokenFile
 from tbc.service.executors import Executor
@@ -109,13 +114,16 @@ AWAY = {
 
 
 @pytest.mark.parametrize("how", AWAY)
-def test_no_step_is_made_without_the_policy_and_the_request_may_be_repeated(how):
+def test_no_step_is_made_without_the_policy_and_the_request_may_be_repeated(how, caplog, monkeypatch):
+    monkeypatch.setattr(problems._Last, "text", "")  # what is logged already is not said again at once
+
     @run
     async def tested(client, service, beside):
         beside.answers = [AWAY[how]]
         keyed = {"Idempotency-Key": "k"}
         away = await client.post("/agent/run", json=RUN, headers=keyed)
         assert code(away) == (503, "policy_away") and away.json()["error"]["retryable"] is True
+        assert "policy:8787" not in away.text and "policy:8787" in caplog.text
         assert "retry-after" in away.headers
         assert spent(service) == 0 and (await client.get("/runs")).json()["runs"] == []
         again = await client.post("/agent/run", json=RUN, headers=keyed)
@@ -199,48 +207,65 @@ def test_latencies_that_the_executor_has_seen_are_told_to_the_policy():
     asyncio.run(within())
 
 
+@pytest.fixture
+def unserved(monkeypatch):
+    """Nothing listens: what should have been refused at the start fails the test."""
+    monkeypatch.setattr(command, "run", lambda *_, **__: pytest.fail("it was started"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"rate": 0.0}, "--rate must be requests a second from 0.001"),
+        ({"rate": math.nan}, "--rate"),
+        ({"open_holds": 0}, "--open-holds must be holds from 1"),
+        ({"port": 99_999}, "--port must be from 0 to 65535, not 99999"),
+        ({"port": -1}, "--port"),
+        ({"grace_s": -1.0}, "--grace-s must be seconds from 0 to 3,600"),
+        ({"policy_timeout_s": math.nan}, "--policy-timeout-s"),
+        ({"max_tokens": -1}, "max_tokens must be"),
+        ({"max_usd": "-1"}, "usd"),
+        ({"max_usd": "much"}, "usd"),
+        ({"max_calls": -1}, "max_calls"),
+        ({"unknown_price": "-1"}, "unknown_price|per_million"),
+        ({"store": "sqlite:///x.db", "lease": 2.0}, "share must be"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused_at_the_start(
+    arguments, said, unserved, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(tbc.TBCError, match=said):
+        serve(**arguments)
+
+
+def test_a_policy_process_without_prices_does_not_start(unserved, monkeypatch):
+    monkeypatch.setattr(catalogue, "find", lambda *_: None)
+    presets.default_policy.cache_clear()
+    with pytest.raises(tbc.UnknownPriceError):
+        serve(role="policy")
+
+
+def test_the_extra_brings_what_the_policy_that_comes_with_it_needs():
+    project = tomllib.loads((Path(tbc.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    assert "tbc[config,prices]" in extras["serve"]
+    assert any(each.startswith("genai-prices") for each in extras["prices"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ({"role": "executor"}, "needs --policy-url"),
         ({"role": "executor", "policy_url": "policy:1"}, "must begin with http://"),
+        ({"role": "executor", "policy_url": "http://user:HUNTER2@policy:1"}, "must be an address alone"),
+        ({"role": "executor", "policy_url": "http://policy:1/?token=HUNTER2"}, "must be an address alone"),
         ({"policy_url": "http://x"}, "is for --role executor"),
         ({"role": "policy", "store": "sqlite:///x.db"}, "leave out --store"),
         ({"executor": "math:pi"}, "cannot be called"),
     ],
 )
-def test_arguments_that_do_not_go_together_are_refused(arguments, said):
-    with pytest.raises(InvalidContractError, match=said):
+def test_arguments_that_do_not_go_together_are_refused(arguments, said, unserved):
+    with pytest.raises(InvalidContractError, match=said) as refused:
         serve(**arguments)
-
-
-def test_a_password_in_the_address_of_the_policy_process_is_told_nobody():
-    async def within():
-        beside = Beside()
-        beside.answers = [httpx.ConnectError("away")] * 2
-        process = PolicyProcess("http://user:hunter2@policy:8787", transport=beside)
-        service = make_service(policy=V1, role="executor", policy_process=process)
-        async with client_of(service) as client:
-            answer = await client.post("/agent/run", json=RUN)
-            assert code(answer) == (503, "policy_away") and "hunter2" not in answer.text
-            assert answer.json()["error"]["details"]["where"] == "http://policy:8787"
-
-    asyncio.run(within())
-
-
-def test_without_prices_a_run_says_what_the_server_lacks_and_a_policy_process_does_not_start(monkeypatch):
-    def without(policy):
-        raise tbc.UnknownPriceError("gpt-x", "no prices are installed")
-
-    monkeypatch.setattr("tbc.service.app.Tiers", without)
-
-    async def within():
-        service = make_service()
-        async with client_of(service) as client:
-            for path, body in (("/agent/run", RUN), ("/policy/evaluate", {"step": "plan"})):
-                assert code(await client.post(path, json=body)) == (503, "no_prices")
-            assert (await client.get("/runs")).json()["runs"] == []
-
-    asyncio.run(within())
-    with pytest.raises(InvalidContractError, match="needs prices"):
-        serve(role="policy", port=0)
+    assert "HUNTER2" not in str(refused.value)

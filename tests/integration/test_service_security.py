@@ -14,7 +14,8 @@ import pytest
 
 import tbc
 from tbc.clock import ManualClock
-from tbc.service import Limits, Pools, Service, create_app
+from tbc.errors import StoreAwayError, StoreError, StoreFullError, StoreUnknownError
+from tbc.service import Limits, Pools, Service, create_app, problems
 from tbc.service.bearers import Bearers, TokenFile
 from tbc.service.door import is_loopback
 from tests.service_client import client_of, make_service, streaming
@@ -386,37 +387,41 @@ def test_tokens_from_the_command_line(tmp_path):
     assert wrong.returncode == 2 and "token list" in wrong.stderr
 
 
+@pytest.mark.parametrize("days", ["nan", "-1", "0", "1e300", "inf"])
+def test_a_token_expires_on_a_day_that_there_is(tmp_path, days):
+    path = tmp_path / "tokens.json"
+    made = tbc_command("token", "create", "--tokens", str(path), f"--days={days}")
+    assert made.returncode == 2 and "--days must be days from" in made.stderr
+    assert not path.exists()
+
+
 def test_a_server_that_others_reach_does_not_start_without_tokens():
     refused = tbc_command("serve", "--host", "0.0.0.0", "--port", "0")
     assert refused.returncode == 2 and "--tokens" in refused.stderr
 
 
-PORT = ["--port", "0"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--rate", "0"], "rate must be more than 0"),
-        (["--open-holds", "-1"], "open_holds must be more than 0"),
-        (["--max-usd", "-1"], "max_usd"),
-        (["--port", "99999"], "port must be"),
-        (["--grace-s", "-1"], "grace_s must be"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused_at_the_start(arguments, said):
-    refused = tbc_command("serve", "--max-calls", "9", *arguments, *([] if "--port" in arguments else PORT))
-    assert refused.returncode == 2 and said in refused.stderr and refused.stdout == ""
-
-
-@pytest.mark.parametrize("days", ["nan", "-1", "0", "1e300", "inf"])
-def test_a_token_expires_within_a_life(days, tmp_path):
-    refused = tbc_command("token", "create", "--tokens", str(tmp_path / "tokens.json"), "--days", days)
-    assert refused.returncode == 2 and "days must be" in refused.stderr
-    assert not (tmp_path / "tokens.json").exists()
-
-
 # -- what is written down --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [StoreError, StoreAwayError, StoreUnknownError, StoreFullError])
+def test_where_the_store_is_and_who_asks_it_is_said_to_the_log_alone(kind, caplog, monkeypatch):
+    monkeypatch.setattr(problems._Last, "text", "")
+
+    def make(name):
+        raise kind("postgresql://bob@db.internal/books", "no answer from /var/run/s.5432 for bob", "Check db")
+
+    async def within():
+        async with client_of(make_service(make)) as client:
+            return [await client.get("/v1/report") for _ in range(3)]
+
+    answers = asyncio.run(within())
+    for answer in answers:
+        error = answer.json()["error"]
+        assert error["details"] == {} and error["hint"] and "store" in error["message"]
+        assert not [each for each in ("bob", "internal", "/var", "Check") if each in answer.text]
+    assert "bob@db.internal" in caplog.text and "/var/run" in caplog.text
+    if answers[0].status_code != 500:
+        assert caplog.text.count("bob@db.internal") == 1, "the same is not said for every request"
 
 
 def test_no_token_key_or_text_of_a_request_is_logged(tmp_path, caplog):

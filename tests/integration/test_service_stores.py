@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
 import tbc
+from tbc.clock import ManualClock
+from tbc.errors import StoreAwayError
 from tbc.policy import V1
 from tbc.service import Pools, Service
 from tbc.service.executors import Executor
+from tbc.service.probe import Probe
 from tests.service_client import client_of
 
 
@@ -117,3 +121,48 @@ def test_runs_spend_from_leases(restarted):
         again.pools.close()
 
     asyncio.run(within())
+
+
+def test_health_says_whether_the_store_answers(restarted):
+    async def within():
+        service = restarted()
+        clock = ManualClock()
+        asked = []
+        store = service.pools._store
+
+        def ask():
+            asked.append(clock())
+            if len(asked) == 2:
+                raise StoreAwayError("db", "no answer", "wait")
+            return store.pools()
+
+        service.pools.probe = Probe(ask, wait_s=20, clock=clock)
+        async with client_of(service) as client:
+            said = []
+            for seconds in (0, 0.5, 0.5, 0.5, 0.5):
+                clock.advance(seconds)
+                answers = await asyncio.gather(*(client.get("/health") for _ in range(3)))
+                assert {answer.status_code for answer in answers} == {200}
+                said += [answer.json() for answer in answers]
+        states = [each["store"] for each in said]
+        assert states == ["reached"] * 6 + ["away"] * 6 + ["reached"] * 3
+        assert asked == [0, 1, 2], "asked once a second, however often it was looked at"
+        assert {each["status"] for each in said} == {"healthy"}
+        await asyncio.to_thread(service.pools.close)
+
+    asyncio.run(within())
+
+
+def test_a_store_that_does_not_answer_in_time_is_away_and_keeps_nobody_waiting(restarted):
+    async def within():
+        service, may_go_on = restarted(), threading.Event()
+        service.pools.probe = Probe(lambda: may_go_on.wait(60), wait_s=0.01)
+        async with client_of(service) as client:
+            for _ in range(3):
+                assert (await client.get("/health")).json() == {"status": "healthy", "store": "away"}
+            may_go_on.set()
+            while (await client.get("/health")).json()["store"] == "away":
+                await asyncio.sleep(0)
+        await asyncio.to_thread(service.pools.close)
+
+    asyncio.run(asyncio.wait_for(within(), 60))

@@ -531,6 +531,39 @@ def test_threads_are_told_once_each(seen: Seen):
     assert seen.total("tbc.settled.tokens") == manager.report()["crowd"]["consumed"] == 16_000
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_calls_in_threads_with_the_current_hold_are_in_the_call_around_them(seen: Seen, by_hand: bool):
+    manager = make_manager(max_usd="5")
+    manager.register_agent("planner", max_tokens=10_000)
+    seen.watch(manager)
+    ask = manager.govern("writer", max_output_tokens=50)(answer)
+
+    def fan_out() -> None:
+        work = tbc.with_current_hold(lambda: ask("x", model="house"))
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    @manager.govern("planner", max_output_tokens=50)
+    def plan(goal: str, model: str = "house") -> dict[str, Any]:
+        if by_hand:
+            with manager.hold("planner", 10, usd="0"):
+                fan_out()
+        else:
+            fan_out()
+        return REPLY
+
+    plan("x", model="house")
+    assert Counter(span.name for span in seen.spans) == {"chat house": 3, "invoke_agent planner": 1}
+    *calls, agent = seen.spans
+    assert "tbc.cost.nano_usd" not in agent.attributes
+    assert [call.parent.span_id for call in calls] == [agent.context.span_id] * 3
+    ask("x", model="house")
+    assert seen.spans[-1].parent is None
+
+
 def test_who_shares_a_store_counts_its_own(seen: Seen, tmp_path):
     url, other = f"sqlite:///{tmp_path}/books.db", Seen()
     with (

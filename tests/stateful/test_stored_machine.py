@@ -9,11 +9,13 @@ import tempfile
 import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import invariant, run_state_machine_as_test
+from hypothesis.stateful import initialize, invariant, multiple, run_state_machine_as_test
 
 import tbc
 from tbc.stores import PostgresStore, SqliteStore
 from tbc.testing import BudgetMachine, check_books
+from tbc.testing.strategies import NAMES
+from tests.stateful.test_axes import TokenTerms, token_terms
 from tests.stateful.test_keeper import difference, everything
 
 QUICK = settings(
@@ -120,7 +122,55 @@ class SharedPostgresMachine(Shared, PostgresMachine):
     pass
 
 
-@pytest.mark.parametrize("machine", [SqliteMachine, AuditSqliteMachine, SharedSqliteMachine])
+class SomeInDollars(InTurns):
+    """Some agents may spend no dollars, and so may nobody below them; what calls cost is not known."""
+
+    capped = NAMES[-3:]
+
+    @property
+    def contracts(self):
+        return TokenTerms(self.__getattr__("contracts"))
+
+    def register_agent(self, name, **terms):
+        usd = {"max_usd": "0"} if name in self.capped else {}
+        return token_terms(self.__getattr__("register_agent")(name, **terms, **usd))
+
+
+class PartlyInDollarsMachine(SqliteMachine):
+    """Accounts of dollars are opened on the way, by calls of whoever is below or above them."""
+
+    agents = SqliteMachine.agents
+
+    def open(self, clock, **how):
+        return super().open(clock, unknown_price="track", **how)
+
+    @initialize(target=agents)
+    def start_with_a_chain(self):
+        """Below the cap there is one who will not always be asked for, and below that one another."""
+        chain = zip(("gus", "dan", "bob"), (None, "gus", "dan"), strict=True)
+        contracts = [(tbc.BudgetContract(name, max_tokens=9, min_reserve=0), above) for name, above in chain]
+        return multiple(*(name for terms, above in contracts for name in self._register(terms, above, False)))
+
+    def make_manager(self, clock):
+        first = super().make_manager(clock)
+        return SomeInDollars(first, self.open(clock))
+
+    @invariant()
+    def both_have_the_same_books(self):
+        one, other = self.manager.managers
+        one.used()
+        other.used()
+        assert difference(everything(one), everything(other)) == {}
+
+    def teardown(self):
+        self.manager.managers[0].close()
+        self.manager = self.manager.managers[1]
+        super().teardown()
+
+
+@pytest.mark.parametrize(
+    "machine", [SqliteMachine, AuditSqliteMachine, SharedSqliteMachine, PartlyInDollarsMachine]
+)
 def test_a_file_keeps_the_books_of_the_model(machine):
     run_state_machine_as_test(machine, settings=QUICK)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -16,6 +17,7 @@ from tbc import errors, run_errors
 from tbc.error_codes import BUDGET_BUSY, ERROR_CODES, INTERNAL_ERROR, code_of, error_object
 from tbc.wire import settlement_object, usd_string
 
+SERVICE = Path(tbc.__file__).parent / "service"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 
 
@@ -52,11 +54,46 @@ def test_codes_are_unique_and_look_alike():
     assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", code) for code in codes)
 
 
+def calls_of(name, folder=SERVICE):
+    """Yield every call of that name in the modules of a folder."""
+    for file in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", None) == name:
+                yield node
+
+
+def problems_of_the_service():
+    """Return status and retryable of every code that the service has of its own."""
+    found = {}
+    for call in calls_of("Problem"):
+        status, code = (ast.literal_eval(each) for each in call.args[:2])
+        again = any(each.arg == "retryable" and ast.literal_eval(each.value) for each in call.keywords)
+        assert found.setdefault(code, (status, again)) == (status, again), code
+    return found
+
+
 def test_the_page_lists_every_code_as_it_is():
     rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (yes|no) \|", PAGE.read_text(encoding="utf-8"), flags=re.M)
     listed = {code: (int(status), retryable == "yes") for code, status, retryable in rows}
     assert len(rows) == len(listed)
-    assert listed == {each.code: (each.status, each.retryable) for each in every_code()}
+    known = {each.code: (each.status, each.retryable) for each in every_code()}
+    own = problems_of_the_service()
+    assert not known.keys() & own.keys()
+    assert own["unauthorized"] == (401, False) and own["rate_limited"] == (429, True)
+    assert listed == known | own
+
+
+def test_the_page_lists_every_cause_that_runs_end_with():
+    causes = {
+        arg.value for call in calls_of("_End") for arg in call.args[2:3] if isinstance(arg, ast.Constant)
+    }
+    assert "latency_used_up" in causes
+    _, _, part = PAGE.read_text(encoding="utf-8").partition("## Of runs")
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", part, flags=re.M)
+    assert {name.strip("`") for row in rows for name in row.split(", ")} == causes | {
+        "step_raised",
+        "cancelled",
+    }
 
 
 def test_budget_refusals_are_402_or_403_and_never_retryable():

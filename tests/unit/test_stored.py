@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 import threading
 from collections import deque
 from functools import partial
@@ -13,6 +15,7 @@ import pytest
 import tbc
 from tbc.desk import SpendingDesk
 from tbc.stores import LineRow, SqliteStore
+from tests.store_rows import tamper
 from tests.waiting import until
 
 
@@ -177,6 +180,100 @@ def test_a_file_that_is_gone_is_never_replaced_by_an_empty_one(url, tmp_path):
     (tmp_path / "books.db.lock").unlink()
     with open_manager(url) as manager:
         assert manager.report() == {}
+
+
+def test_a_request_under_a_key_is_the_same_in_the_next_process_and_at_other_prices(url):
+    def prices(each):
+        return {"m": {"input_per_million": each, "output_per_million": each}}
+
+    usage = tbc.Usage(input_tokens=700, output_tokens=300)
+
+    def ask(manager):
+        held = manager.hold("a", 10, usd="0.5", key="held", expires_s=600.0)
+        manager.record_usage("a", 1000, model="m", key="spent")
+        manager.record_usage("a", usage=usage, model="m", key="stated")
+        return held.hold_id
+
+    with open_manager(url, max_usd="5", prices=prices("1")) as manager:
+        manager.register_agent("a", max_usd="2")
+        first = ask(manager), manager.report("usd")
+        with pytest.raises(tbc.KeyConflictError):
+            manager.record_usage(
+                "a", usage=tbc.Usage(input_tokens=300, output_tokens=700), model="m", key="stated"
+            )
+    with open_manager(url, prices=prices("2")) as manager:
+        assert (ask(manager), manager.report("usd")) == first
+        assert manager.hold("a", 10, usd="0.5", key="held").hold_id == first[0]
+
+
+def test_who_only_follows_keeps_few_lines_in_memory(tmp_path):
+    with (
+        SqliteStore(tmp_path / "books.db", synchronous="NORMAL") as store,
+        open_manager(store, keep=10) as manager,
+        open_manager(store, keep=10) as other,
+    ):
+        manager.register_agent("a", max_tokens=None)
+        for _ in range(400):
+            manager.record_usage("a", 1)
+        assert other.report("calls") == manager.report("calls")
+        assert len(other.ledger.journal.lines) <= 10
+        assert sum(entry.consumed for entry in other.ledger.entries()) == 400
+
+
+BAD_TEXTS = {
+    "a line": "UPDATE journal SET note = CAST(x'ff' AS TEXT) WHERE seq = 3",
+    "terms": "UPDATE agents SET terms = '{\"max' WHERE agent = 'a'",
+    "parts": "UPDATE holds SET parts = '[[' WHERE state = 'open'",
+    "the pool": "UPDATE pools SET terms = '{'",
+    "an outcome": "UPDATE holds SET parts = CAST(x'ff' AS TEXT) WHERE state = 'open'",
+}
+
+
+@pytest.mark.parametrize("statement", BAD_TEXTS.values(), ids=BAD_TEXTS)
+def test_what_cannot_be_read_is_damage_by_name(url, tmp_path, statement):
+    with open_manager(url) as manager:
+        manager.register_agent("a", max_tokens=100)
+        manager.record_usage("a", 5, key="k")
+        manager.hold("a", 5)
+    with SqliteStore(tmp_path / "books.db") as store:
+        tamper(store, statement)
+    with pytest.raises(tbc.StoreCorruptError):
+        open_manager(url)
+    verified = subprocess.run(
+        [sys.executable, "-m", "tbc", "store", "verify", url], capture_output=True, text=True, timeout=60
+    )
+    assert verified.returncode == 4 and "Traceback" not in verified.stderr
+    assert statement is not BAD_TEXTS["a line"] or "line 3 was changed" in " ".join(verified.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("UPDATE accounts SET capped = 0 WHERE agent = 'b'", "'b' is uncapped on tokens"),
+        ("UPDATE accounts SET capped = 0 WHERE agent = '(root)'", "is uncapped on tokens"),
+        ("UPDATE accounts SET min_reserve = 0", "keeps 0 tokens, and its terms say 40"),
+    ],
+)
+def test_caps_and_reserves_that_others_changed_are_found(open_again, statement, said):
+    with open_again() as store:
+        with open_manager(store, max_tokens=1000) as manager:
+            manager.register_agent("a", max_tokens=400)
+            manager.register_agent("b", parent="a", max_tokens=None)
+            assert store.verify()[0].ok
+        tamper(store, statement)
+        assert said in store.verify()[0].problem
+
+
+def test_an_answer_that_cannot_be_read_is_damage_and_spends_nothing(url, tmp_path):
+    with open_manager(url) as manager:
+        manager.register_agent("a", max_tokens=100)
+        manager.record_usage("a", 5, key="k")
+    with SqliteStore(tmp_path / "books.db") as store:
+        tamper(store, "UPDATE ops SET response = '{'")
+    with open_manager(url) as manager:
+        with pytest.raises(tbc.StoreCorruptError, match="answer under key 'k'"):
+            manager.record_usage("a", 5, key="k")
+        assert manager.report()["a"]["consumed"] == 5
 
 
 def test_a_restored_past_never_gives_a_number_again(open_again, tmp_path):
@@ -550,6 +647,22 @@ def test_a_hold_is_found_by_its_number_in_another_process_open_or_ended(url):
         for nobody in (number + 1, 10**6, 0, -1, True, "1", None):
             with pytest.raises(tbc.UnknownHoldError):
                 first.find_hold(nobody)
+
+
+def test_a_hold_of_another_process_is_settled_at_the_price_of_its_model(url):
+    prices = {"cheap": {"input_per_million": "1", "output_per_million": "1"}}
+    with open_manager(url, max_usd="5", prices=prices) as manager:
+        manager.register_agent("writer", max_usd="2")
+        held = [manager.hold("writer", 100_000, model="cheap", key=key) for key in ("first", "second")]
+    with open_manager(url, prices=prices) as again:
+        again.hold("writer", 100_000, model="cheap", key="first").settle(1000)
+        found = again.find_hold(held[1].hold_id)
+        found.extend(100_000)
+        assert found.usd == 200_000_000
+        usage = tbc.Usage(input_tokens=10, output_tokens=20)
+        found.settle(usage=usage)
+        booked = [entry.consumed for entry in again.ledger.history("writer", axis="usd")]
+        assert booked == [1_000_000, 30_000]
 
 
 def test_a_lease_is_no_hold_that_could_be_found(url):
