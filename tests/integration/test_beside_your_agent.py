@@ -224,14 +224,32 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"io"
 	"os"
+	"strings"
 	"time"
 
 	"x/budget"
 )
 
+// crowded answers the first requests as a proxy does that reaches no server.
+type crowded struct{ first int }
+
+func (c *crowded) RoundTrip(asked *http.Request) (*http.Response, error) {
+	if c.first--; c.first < 0 {
+		return http.DefaultTransport.RoundTrip(asked)
+	}
+	return &http.Response{
+		StatusCode: 503,
+		Header:     http.Header{"Retry-After": {"0"}},
+		Body:       io.NopCloser(strings.NewReader("Service Unavailable")),
+	}, nil
+}
+
 func main() {
-	b := &budget.Budget{Base: os.Args[1], HTTP: &http.Client{Timeout: 10 * time.Second}}
+	b := &budget.Budget{
+		Base: os.Args[1], HTTP: &http.Client{Timeout: 10 * time.Second, Transport: &crowded{2}},
+	}
 	call := func(input int64, model func(cap int64) (budget.Usage, error)) error {
 		return b.Call(context.Background(), os.Args[2], "gpt-4.1-mini", input, 400, model)
 	}
