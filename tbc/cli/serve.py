@@ -12,12 +12,13 @@ from tbc import BudgetManager, Lease
 from tbc.cli.checks import check_port, check_within
 from tbc.clock import EPOCH, system_clock
 from tbc.errors import InvalidContractError
-from tbc.policy import Policy, load_policy
+from tbc.policy import load_policy
 from tbc.service import Limits, Pools, Service
 from tbc.service.asking import PolicyProcess
 from tbc.service.bearers import Bearers, TokenFile
 from tbc.service.door import is_loopback
 from tbc.service.executors import resolve
+from tbc.service.problems import Problem
 from tbc.service.roles import Role
 from tbc.service.server import serve as run
 
@@ -115,14 +116,9 @@ def serve(
         "mode": mode,
         "unknown_price": _price(unknown_price),
     }
-    BudgetManager(
-        pool=pool, **terms
-    )  # says now what is wrong with them: a pool is opened when it is asked for
+    BudgetManager(pool=pool, **terms)  # what is wrong with them is said now, not to clients
     bearers = _bearers(tokens, host)
     pools = _pools(store, terms, lease, lease_seconds, _instrument if _checked(otel) else None)
-    if rate is not None:
-        check_within("--rate", rate, 0.001, 1e9, "requests a second")
-    check_within("--open-holds", open_holds, 1, 1e9, "holds")
     limits = Limits(rate=rate, open_holds=open_holds)
     service = Service(
         pools,
@@ -130,11 +126,13 @@ def serve(
         limits=limits,
         bearers=bearers,
         here_only=is_loopback(host),
-        policy=_policy(policy, role),
+        policy=None if policy is None else load_policy(policy),
         executor=None if executor is None else resolve(executor),
         role=role,
         policy_process=process,
     )
+    if role == "policy":
+        _check_prices(service)
     what = f"pool {pool!r}" if bearers is None else "the pools of its tokens"
     kept = "in memory" if store is None else "in a store"
     served = "the tier policy" if role == "policy" else f"{what}, {kept},"
@@ -162,15 +160,12 @@ def _policy_process(
     return None
 
 
-def _policy(file: str | None, role: Role) -> Policy | None:
-    """Return the tier policy; a process for nothing else does not start without the prices of its own."""
-    if file is not None:
-        return load_policy(file)
-    if role != "policy":
-        return None
-    from tbc.policy import DEFAULT
-
-    return DEFAULT
+def _check_prices(service: Service) -> None:
+    """Refuse to serve a policy that can choose nothing."""
+    try:
+        _ = service.tier_policy
+    except Problem as problem:
+        raise InvalidContractError(f"{problem} {problem.hint}") from None
 
 
 def _check_alone(**given: object) -> None:

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tbc.cli.checks import check_within
 from tbc.clock import EPOCH, system_clock
 
 __all__ = ["token"]
@@ -50,8 +49,6 @@ def create(
     """
     from tbc.service.bearers import TokenFile
 
-    if days is not None:
-        check_within("--days", days, 0.0001, 36_500, "days")
     named = {each.strip() for each in scopes.split(",") if each.strip()}
     seconds = None if days is None else days * 86_400
     _, text = TokenFile(tokens).create(pool, named, now=_now(), seconds=seconds, note=note)

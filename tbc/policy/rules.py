@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -94,6 +94,10 @@ def _listed(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
     return tuple(conditions)
 
 
+#: A reason is the label of counters.
+_LONGEST_REASON: Final = 100
+
+
 @attrs.frozen(kw_only=True)
 class Rule:
     """If all its conditions hold, its tier is wanted, or nothing is called.
@@ -117,6 +121,8 @@ class Rule:
         problems = []
         if not isinstance(self.reason, str) or not self.reason.strip():
             problems.append(("reason", f"must be text, not {self.reason!r}"))
+        elif len(self.reason) > _LONGEST_REASON or not self.reason.isprintable():
+            problems.append(("reason", f"must be one line of at most {_LONGEST_REASON} characters"))
         if self.hard_stop == (self.tier is not None):
             problems.append(("", "must have either a tier or hard_stop: true"))
         if not all(isinstance(condition, Condition) for condition in self.when):

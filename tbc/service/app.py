@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tbc.clock import Clock, system_clock
+from tbc.errors import InvalidRequestError, UnknownPriceError
 from tbc.service import agent_runs, agents, spending, tiers
 from tbc.service.answers import HealthAnswer
 from tbc.service.bearers import Bearers
@@ -150,7 +151,15 @@ class Service:
             return Tiers(self._policy)
         from tbc.policy import DEFAULT
 
-        return Tiers(DEFAULT)
+        try:
+            return Tiers(DEFAULT)
+        except UnknownPriceError:
+            raise Problem(
+                503,
+                "no_prices",
+                "The tier policy that comes with tbc needs prices, and this server has none.",
+                'On the server: pip install "tbc[prices]", or start it with --policy FILE.',
+            ) from None
 
     async def judge(self, asked: FlatQuestion) -> Judged:
         """Ask the policy about a step of a run, here or where it is."""
@@ -357,6 +366,8 @@ class _Endpoint:
         if operation.keyed:
             text = headers.get(b"idempotency-key")
             if text is not None:
+                if sum(name == b"idempotency-key" for name, _ in scope["headers"]) > 1:
+                    raise InvalidRequestError([("Idempotency-Key", "is sent more than once")])
                 key = read_value("Idempotency-Key", text.decode("latin-1"), Key)
         if operation.body is not None:
             kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
@@ -400,6 +411,7 @@ EVENTS: Final = Operation(
     serve=_nothing,
     answer="text/event-stream",
     query=EventsQuery,
+    headers={"Last-Event-ID": Amount},
     refusals=(429,),
 )
 

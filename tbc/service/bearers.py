@@ -41,6 +41,8 @@ _PREFIX: Final = b"tbc_"
 #: Seconds between two looks at the file.
 _LOOK_S: Final = 1.0
 _LOCK_S: Final = 10.0
+#: The longest life of a token that is to expire: 100 years.
+_LONGEST_S: Final = 36_500 * 86_400.0
 _LOG: Final = logging.getLogger("tbc.service")
 
 
@@ -109,6 +111,8 @@ class TokenFile:
         allowed = tuple(scope for scope in SCOPES if scope in set(scopes))
         if not allowed or len(allowed) != len(set(scopes)):
             raise InvalidAmountError("scopes", sorted(scopes), f"some of {', '.join(SCOPES)}")
+        if seconds is not None and not 0 < seconds <= _LONGEST_S:
+            raise InvalidAmountError("days", seconds / 86_400, "more than 0 and at most 36,500")
         if note:
             check_id("note", note)
         name, secret = secrets.token_hex(4), secrets.token_urlsafe(32)

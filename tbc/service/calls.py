@@ -89,6 +89,8 @@ class Operation:
         Returns which of several records a body is to be, where it may be one of them.
     params : dict of str to type
         What the values of the path must be.
+    headers : dict of str to type
+        What may be said in headers of its own.
     keyed : bool
         Whether an ``Idempotency-Key`` makes it safe to repeat.
     refusals : tuple of int
@@ -106,5 +108,6 @@ class Operation:
     form_of: Callable[[Any], type] | None = None
     query: type | None = None
     params: Mapping[str, Any] = attrs.field(factory=dict)
+    headers: Mapping[str, Any] = attrs.field(factory=dict)
     keyed: bool = False
     refusals: tuple[int, ...] = ()

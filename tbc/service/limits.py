@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
+
+from tbc.errors import InvalidAmountError
 
 __all__ = ["Limits"]
 
 
-@attrs.frozen(kw_only=True)
+def _is_positive(limits: Limits, field: attrs.Attribute[float | None], value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise InvalidAmountError(field.name, value, "more than 0")
+
+
+@attrs.frozen(
+    kw_only=True, field_transformer=lambda _, fields: [each.evolve(validator=_is_positive) for each in fields]
+)
 class Limits:
     """Bounds on requests; beyond them they are refused with the bound.
 

@@ -8,6 +8,7 @@ and "(other)", the first priorities that were seen and "(other)".
 from __future__ import annotations
 
 import heapq
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["CONTENT_TYPE", "OTHER", "Metrics", "MetricsAnswer", "wants_json"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+#: How a client says that it does not take something.
+_NOT_AT_ALL: Final = re.compile(rb";\s*q=0(\.0*)?\s*(;|$)", re.IGNORECASE)
 _AGENTS: Final = 20
 _LABELS: Final = 20
 _NUMBERS: Final = ("allocated", "consumed", "held", "remaining")
@@ -297,5 +300,6 @@ class Metrics:
 
 def wants_json(accept: bytes) -> bool:
     """Return whether a client asks for JSON, and not for text or anything."""
-    kinds = [each.partition(b";")[0].strip().lower() for each in accept.split(b",")]
+    asked = [each for each in accept.split(b",") if not _NOT_AT_ALL.search(each)]
+    kinds = [each.partition(b";")[0].strip().lower() for each in asked]
     return b"application/json" in kinds and not {b"text/plain", b"*/*"}.intersection(kinds)

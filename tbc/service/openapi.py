@@ -17,9 +17,10 @@ from tbc.service.values import Key
 __all__ = ["document"]
 
 _JSON: Final = "application/json"
-#: What every operation on a pool may answer with.
-_ALWAYS: Final = (403, 421, 422, 500, 503, 507)
-_WITH_BODY: Final = (400, 408, 413, 415)
+#: What every request may be answered with, and every operation on a pool.
+_ALWAYS: Final = (400, 403, 421, 422, 431, 500, 503)
+_ON_A_POOL: Final = (507,)
+_WITH_BODY: Final = (408, 413, 415)
 _WITH_TOKENS: Final = (401, 429)
 
 
@@ -67,13 +68,14 @@ def _operation(operation: Operation, schemas: Schemas, *, tokens: bool) -> dict[
     ]
     if operation.query is not None:
         parameters += [_query(field, schemas) for field in fields_of(operation.query)]
-    if operation.keyed:
-        parameters.append(
-            {"name": "Idempotency-Key", "in": "header", "required": False, "schema": schemas.of(Key)}
-        )
-    statuses = set(operation.refusals)
+    headers = {**operation.headers, **({"Idempotency-Key": Key} if operation.keyed else {})}
+    parameters += [
+        {"name": name, "in": "header", "required": False, "schema": schemas.of(kind)}
+        for name, kind in headers.items()
+    ]
+    statuses = {*_ALWAYS, *operation.refusals}
     if operation.scope is not None:
-        statuses |= {*_ALWAYS, *(_WITH_TOKENS if tokens else ())}
+        statuses |= {*_ON_A_POOL, *(_WITH_TOKENS if tokens else ())}
     if operation.body is not None:
         statuses |= set(_WITH_BODY)
     found: dict[str, Any] = {

@@ -220,7 +220,7 @@ class Pools:
                     503,
                     "too_many_pools",
                     f"This server has {self._most} pools open.",
-                    "Ask another server, or have this one started with a larger limit.",
+                    "Ask another server.",
                 )
             make = self._make
             manager = make(name) if self._store is None else await asyncio.to_thread(make, name)

@@ -105,5 +105,5 @@ def answer_to(error: BaseException) -> tuple[int, dict[str, str], ErrorAnswer]:
     if isinstance(error, errors.StoreError | PolicyAwayError):
         found |= {"message": said_of(error), "details": {}}
     status = code_of(error).status
-    headers = {"retry-after": "1"} if found["retryable"] and status == 503 else {}
+    headers = {"retry-after": "1"} if found["retryable"] else {}
     return status, headers, {"error": found}  # type: ignore[typeddict-item]

@@ -121,6 +121,24 @@ async def test_a_key_finds_the_first_answer_refusals_too(client, service):
 
 
 @run
+async def test_two_keys_for_one_request_are_refused(client, service):
+    both = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+    refused = await client.post("/v1/holds", json={"agent_name": "writer", "tokens": 1}, headers=both)
+    assert code(refused) == (422, "invalid_request") and "more than once" in refused.text
+    assert (await client.get("/v1/report")).json()["open_holds"] == 0
+
+
+@run
+async def test_the_document_names_what_headers_are_read_and_what_is_answered_before_the_books(
+    client, service
+):
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    events = {each["name"]: each["in"] for each in paths["/v1/events"]["get"]["parameters"]}
+    assert events == {"since": "query", "Last-Event-ID": "header"}
+    assert {"400", "403", "421", "431", "503"} <= paths["/health"]["get"]["responses"].keys()
+
+
+@run
 async def test_usage_without_a_hold_is_booked_and_an_overrun_says_so(client, service):
     usage = {"usage": {"input_tokens": 40, "output_tokens": 2}, "usd": "0.01"}
     assert (await client.post("/v1/agents/writer/usage", json=usage)).json() == {"done": True}

@@ -187,6 +187,7 @@ async def test_both_forms_of_a_question_have_the_same_answer(client, post, value
 
 def test_json_is_for_those_who_ask_for_it():
     assert wants_json(b"application/json") and wants_json(b"Application/JSON; q=1")
+    assert not wants_json(b"application/json;q=0") and wants_json(b"application/json, text/plain; q=0.0")
     assert not wants_json(b"") and not wants_json(b"*/*") and not wants_json(b"application/json, text/plain")
 
 

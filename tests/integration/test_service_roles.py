@@ -12,10 +12,9 @@ import pytest
 
 import tbc
 import tbc.cli.serve as command
-from tbc import catalogue
 from tbc.cli.serve import serve
 from tbc.errors import InvalidContractError
-from tbc.policy import V1, Policy, Rule, Tier, presets
+from tbc.policy import V1, Policy, Rule, Tier
 from tbc.service import Pools, Service, create_app, problems
 from tbc.service.asking import PolicyProcess
 from tbc.service.bearers import Bearers, TokenFile
@@ -216,9 +215,9 @@ def unserved(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"rate": 0.0}, "--rate must be requests a second from 0.001"),
-        ({"rate": math.nan}, "--rate"),
-        ({"open_holds": 0}, "--open-holds must be holds from 1"),
+        ({"rate": 0.0}, "rate must be more than 0"),
+        ({"rate": math.nan}, "rate must be"),
+        ({"open_holds": 0}, "open_holds must be more than 0"),
         ({"port": 99_999}, "--port must be from 0 to 65535, not 99999"),
         ({"port": -1}, "--port"),
         ({"grace_s": -1.0}, "--grace-s must be seconds from 0 to 3,600"),
@@ -237,13 +236,6 @@ def test_numbers_that_cannot_be_meant_are_refused_at_the_start(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(tbc.TBCError, match=said):
         serve(**arguments)
-
-
-def test_a_policy_process_without_prices_does_not_start(unserved, monkeypatch):
-    monkeypatch.setattr(catalogue, "find", lambda *_: None)
-    presets.default_policy.cache_clear()
-    with pytest.raises(tbc.UnknownPriceError):
-        serve(role="policy")
 
 
 def test_the_extra_brings_what_the_policy_that_comes_with_it_needs():
@@ -269,3 +261,23 @@ def test_arguments_that_do_not_go_together_are_refused(arguments, said, unserved
     with pytest.raises(InvalidContractError, match=said) as refused:
         serve(**arguments)
     assert "HUNTER2" not in str(refused.value)
+
+
+def test_without_prices_a_run_says_what_the_server_lacks_and_a_policy_process_does_not_start(
+    unserved, monkeypatch
+):
+    def without(policy):
+        raise tbc.UnknownPriceError("gpt-x", "no prices are installed")
+
+    monkeypatch.setattr("tbc.service.app.Tiers", without)
+
+    async def within():
+        service = make_service()
+        async with client_of(service) as client:
+            for path, body in (("/agent/run", RUN), ("/policy/evaluate", {"step": "plan"})):
+                assert code(await client.post(path, json=body)) == (503, "no_prices")
+            assert (await client.get("/runs")).json()["runs"] == []
+
+    asyncio.run(within())
+    with pytest.raises(InvalidContractError, match="needs prices"):
+        serve(role="policy", port=0)

@@ -489,6 +489,8 @@ def test_records_that_contradict_themselves_are_refused():
         lambda: Rule(reason="x"),
         lambda: Rule(reason="x", tier="cheap", hard_stop=True),
         lambda: Rule(reason=" ", tier="cheap"),
+        lambda: Rule(reason="two\nlines", tier="cheap"),
+        lambda: Rule(reason="z" * 101, tier="cheap"),
         lambda: Rule(reason="x", tier="cheap", when=["step == x"]),  # type: ignore[list-item]
         lambda: Tier("x", 5),
         lambda: Tier("", 5, cost_usd=1),
