@@ -244,7 +244,9 @@ def create_app(service: Service) -> Starlette:
     routes = [Route(path, endpoint) for path, endpoint in endpoints.items()]
     if "/v1/report" in by_path:  # what the page shows
         routes += page_routes(service)
-    app = _App(routes=routes, exception_handlers={404: _not_found}, lifespan=lifespan)
+    app = _App(
+        routes=routes, exception_handlers={404: functools.partial(_not_found, service)}, lifespan=lifespan
+    )
     app.router.redirect_slashes = False
     app.straight = {path: endpoint for path, endpoint in endpoints.items() if "{" not in path}
     return app
@@ -538,9 +540,13 @@ def _no_method(method: str, allowed: Iterable[str]) -> Problem:
     )
 
 
-async def _not_found(request: Request, error: Exception) -> Response:
+async def _not_found(service: Service, request: Request, error: Exception) -> Response:
     problem = Problem(404, "not_found", "Nothing is served at this path.", "See /openapi.json.")
-    _, _, answer = answer_to(problem)
-    response = Response(_encode(answer), 404, media_type="application/json")
+    try:
+        service.check_names(dict(request.scope["headers"]))
+    except Problem as found:
+        problem = found
+    status, _, answer = answer_to(problem)
+    response = Response(_encode(answer), status, media_type="application/json")
     response.raw_headers += list(_HEADERS)
     return response

@@ -16,8 +16,6 @@ _LINES: Final = 1_000
 #: Seconds that the last lines have to be written at the end.
 _END_S: Final = 1.0
 _LOGGERS: Final = ("tbc", "uvicorn")
-#: What uvicorn says of a reader that was cut off.
-_CUT_OFF: Final = "ASGI callable returned without completing response"
 
 
 class Aside(logging.Handler):
@@ -32,7 +30,6 @@ class Aside(logging.Handler):
     def __init__(self, fd: int) -> None:
         super().__init__()
         self.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-        self.addFilter(lambda record: not str(record.msg).startswith(_CUT_OFF))
         self._fd = fd
         self._lines: queue.Queue[str | None] = queue.Queue(_LINES)
         self._lost = 0

@@ -288,7 +288,7 @@ def test_names_that_only_lead_here_are_refused():
                 assert (await client.get("/openapi.json", headers={"Host": host})).status_code == 200
             for host in ("evil.example", "localhost.evil.example", "127.0.0.1.nip.io:8787", "0.0.0.0", ""):
                 assert code(await client.get("/v1/report", headers={"Host": host})) == (421, "wrong_host")
-                for path in ("/health", "/openapi.json"):
+                for path in ("/health", "/openapi.json", "/nothing"):
                     assert code(await client.get(path, headers={"Host": host})) == (421, "wrong_host")
 
     asyncio.run(ask())
