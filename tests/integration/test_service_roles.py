@@ -239,7 +239,7 @@ def test_numbers_that_cannot_be_meant_are_refused_at_the_start(
 
 
 def test_the_extra_brings_what_the_policy_that_comes_with_it_needs():
-    project = tomllib.loads((Path(tbc.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
     assert "tbc[config,prices]" in extras["serve"]
     assert any(each.startswith("genai-prices") for each in extras["prices"])
