@@ -49,11 +49,12 @@ class Job(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """How often a process did it, in how many seconds, and its longest wait."""
+    """How often a process did it, in how many seconds, its longest wait, and how often it was too busy."""
 
     done: int
     seconds: float
     longest: float
+    busy: int
 
     @property
     def rate(self) -> float:
@@ -104,13 +105,16 @@ def _serve(pipe: Connection, job: Job) -> None:
                 seconds = pipe.recv()
             except EOFError:
                 return
-            done, longest, begin = 0, 0.0, perf_counter()
+            done, busy, longest, begin = 0, 0, 0.0, perf_counter()
             now, end = begin, begin + seconds
             while now < end:
-                held = manager.hold(draw.choice(names), 100)
-                if job.settle:
-                    held.settle(90)
-                done += 1
+                try:
+                    held = manager.hold(draw.choice(names), 100)
+                    if job.settle:
+                        held.settle(90)
+                    done += 1
+                except tbc.StoreBusyError:  # it waited for as long as it waits: nothing was done
+                    busy += 1
                 then, now = now, perf_counter()
                 longest = max(longest, now - then)
-            pipe.send(Turn(done, now - begin, longest))
+            pipe.send(Turn(done, now - begin, longest, busy))

@@ -11,6 +11,7 @@ import asyncio
 import random
 import statistics
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from time import perf_counter, perf_counter_ns
@@ -68,11 +69,12 @@ def _connections(
         fill(store, f"own-{n}-{i}", _ACCOUNTS // n)
     own = [Job(url, f"own-{n}-{i}", _ACCOUNTS // n, False, seed + i) for i in range(n)]
     one = [Job(url, "spread", _ACCOUNTS, False, seed + i) for i in range(n)]
-    ways: dict[str, Callable[[], float]] = {}
+    ways: dict[str, Callable[[], tuple[float, int]]] = {}
     rates: dict[str, list[float]] = {}
+    busy: Counter[str] = Counter()
     bare = []
     with tbc.BudgetManager(store=store, pool="spread") as manager:
-        ways[f"{n} callers in one process, one pool"] = lambda: _threads(manager, n, seconds, seed)
+        ways[f"{n} callers in one process, one pool"] = lambda: (_threads(manager, n, seconds, seed), 0)
         with ExitStack() as open_crews:
             owners = open_crews.enter_context(Crew(own))
             ways[f"{n} processes, a pool of its own each"] = lambda: _all(owners, seconds)
@@ -84,7 +86,8 @@ def _connections(
                 if turn >= 0:
                     bare.append(rate)
                 for way, work in ways.items():
-                    rate = work()
+                    rate, refused = work()
+                    busy[way] += refused  # also of the warm-up
                     if turn >= 0:
                         rates.setdefault(way, []).append(rate)
     for way, ours in rates.items():
@@ -94,12 +97,14 @@ def _connections(
             "pgbench updates/s": round(statistics.median(bare)),
             "tbc holds/s": round(statistics.median(ours)),
             "tbc / pgbench": round(ratio, 3),
+            "too busy": busy[way],
             **judged(ratio, _BARS[n]),
         }
 
 
-def _all(crew: Crew, seconds: float) -> float:
-    return sum(turn.rate for turn in crew.work(seconds))
+def _all(crew: Crew, seconds: float) -> tuple[float, int]:
+    turns = crew.work(seconds)
+    return sum(turn.rate for turn in turns), sum(turn.busy for turn in turns)
 
 
 def _threads(manager: tbc.BudgetManager, callers: int, seconds: float, seed: int) -> float:
