@@ -67,8 +67,9 @@ def _connections(
     rounds, seconds = (1, 0.2) if smoke else (5, 2.0)
     for i in range(n):
         fill(store, f"own-{n}-{i}", _ACCOUNTS // n)
+    fill(store, f"shared-{n}", _ACCOUNTS)  # by its processes alone: they need not read what the threads did
     own = [Job(url, f"own-{n}-{i}", _ACCOUNTS // n, False, seed + i) for i in range(n)]
-    one = [Job(url, "spread", _ACCOUNTS, False, seed + i) for i in range(n)]
+    one = [Job(url, f"shared-{n}", _ACCOUNTS, False, seed + i) for i in range(n)]
     ways: dict[str, Callable[[], tuple[float, int]]] = {}
     rates: dict[str, list[float]] = {}
     busy: Counter[str] = Counter()
