@@ -1,7 +1,7 @@
 # make demo   what it does, as a table and a picture
 # make test   everything that must hold: format, lint, types, tests, the built wheel
 # make bench  the full benchmarks (about ten minutes)
-# make bench-stores  durable holds in SQLite and PostgreSQL (about six minutes)
+# make bench-stores  durable holds in SQLite and PostgreSQL (about four minutes)
 # make bench-service holds over HTTP (about a minute)
 
 VENV ?= .venv
