@@ -47,6 +47,7 @@ _OLDEST: Final = 15
 _TRIES: Final = 3
 _BATCH: Final = 2_000
 _CONNECT_S: Final = 5
+_RETRY_S: Final = 0.25
 _STATEMENT_S: Final = 5
 _IDLE_S: Final = 10
 _BUSY: Final = frozenset({"55P03", "57014", "40001", "40P01", "53300"})
@@ -116,6 +117,7 @@ class PostgresStore(Store):
         self._pid = os.getpid()
         self._mine = threading.local()
         self._pool: Pool | None = None
+        self._free = threading.BoundedSemaphore(connections)
         self._psycopg, pools = self._import_psycopg()
         self._settings = self._settings_of(url)
         connection = self._connect()
@@ -131,8 +133,7 @@ class PostgresStore(Store):
             min_size=1,
             max_size=connections,
             configure=self._set_up,
-            timeout=_CONNECT_S,
-            reconnect_timeout=_CONNECT_S,
+            reconnect_timeout=_RETRY_S,  # who waits asks again: nobody waits out a pause made for others
             name="tbc",
             open=True,
         )
@@ -464,44 +465,48 @@ class PostgresStore(Store):
         if pool is None:
             with self._ready() as ready:
                 pool = ready
-        import psycopg_pool
-
-        failed = pool.get_stats().get("connections_errors", 0)
+        if not self._free.acquire(timeout=_CONNECT_S):
+            raise StoreBusyError(
+                self.path,
+                f"all {pool.max_size} connections of this process were in use for {_CONNECT_S} s; "
+                "nothing was written",
+                "Try again, or open the store with more connections",
+            )
         try:
             connection = self._alive(pool)
-        except psycopg_pool.PoolTimeout as error:
-            if pool.get_stats().get("connections_errors", 0) == failed:
-                raise StoreBusyError(
-                    self.path,
-                    f"all {pool.max_size} connections of this process were in use for {_CONNECT_S} s; "
-                    "nothing was written",
-                    "Try again, or open the store with more connections",
-                ) from error
-            raise StoreAwayError(
-                self.path,
-                f"it could not be reached for {_CONNECT_S} s; nothing was written",
-                "Try again when the server runs",
-            ) from error
-        except psycopg_pool.PoolClosed as error:
-            raise self._error("it is closed", "Open it again") from error
-        try:
-            yield connection
+            try:
+                yield connection
+            finally:
+                if not connection.closed and connection.info.transaction_status:
+                    try:
+                        connection.execute("ROLLBACK")
+                    except self._psycopg.Error:
+                        connection.close()
+                pool.putconn(connection)
         finally:
-            if not connection.closed and connection.info.transaction_status:
-                try:
-                    connection.execute("ROLLBACK")
-                except self._psycopg.Error:
-                    connection.close()
-            pool.putconn(connection)
+            self._free.release()
 
     def _alive(self, pool: Pool) -> Connection:
         """Return a connection that the server has not hung up on; the server is not asked.
 
         Nothing was sent on one that is found dead here, so that another one can be taken instead.
         """
+        import psycopg_pool
+
         end = time.monotonic() + _CONNECT_S
         while True:
-            connection = pool.getconn(max(0.0, end - time.monotonic()))
+            try:
+                connection = pool.getconn(_RETRY_S)
+            except psycopg_pool.PoolTimeout as error:
+                if time.monotonic() < end:
+                    continue
+                raise StoreAwayError(
+                    self.path,
+                    f"it could not be reached for {_CONNECT_S} s; nothing was written",
+                    "Try again when the server runs",
+                ) from error
+            except psycopg_pool.PoolClosed as error:
+                raise self._error("it is closed", "Open it again") from error
             poll = select.poll()
             try:
                 poll.register(connection.fileno(), select.POLLIN)

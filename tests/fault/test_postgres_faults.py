@@ -190,7 +190,7 @@ class Proxy:
         self._listener.bind(str(self.folder / ".s.PGSQL.5432"))
         self._listener.listen()
         self.cut_at = 0
-        self.cuts = 0
+        self.cuts = self.refused = 0
         self.open = True
         self._sockets = [self._listener]
         self._threads = [threading.Thread(target=self._accept)]
@@ -207,6 +207,7 @@ class Proxy:
             except OSError:
                 return
             if not self.open:
+                self.refused += 1
                 client.close()
                 continue
             server = socket.socket(socket.AF_UNIX)
@@ -259,6 +260,25 @@ def test_fault_34_an_answer_that_is_lost_leaves_the_outcome_unknown_and_the_key_
         with pytest.raises(StoreStaleError):
             hold(far, at=mark)  # and is not written again
     assert store.load_pool("p").pool.seq == 2 and store.verify()[0].ok
+
+
+def test_who_waits_for_a_server_that_was_away_is_served_when_it_is_back(proxy, store):
+    """Neither told that all connections are in use, nor left out because others asked before in vain."""
+    with PostgresStore(proxy.url, schema=store.schema, connections=1) as far:
+        hold(far)
+        proxy.cut_at, proxy.open = 1, False
+        with pytest.raises(StoreAwayError):
+            hold(far)
+        with pytest.raises(StoreAwayError, match="could not be reached"):
+            hold(far)
+        found = []
+        waiting = threading.Thread(target=lambda: found.append(hold(far)))
+        before = proxy.refused
+        waiting.start()
+        until(lambda: proxy.refused >= before + 5 or not waiting.is_alive())
+        proxy.open = True
+        waiting.join()
+    assert found == [2]
 
 
 @pytest.mark.parametrize(("answer", "error", "written"), [(1, StoreAwayError, 1), (2, StoreUnknownError, 2)])
