@@ -4,7 +4,8 @@ Whoever has an operation puts it in a queue and waits for the desk. Who gets the
 queue: opens a transaction, lets the books follow what others have written, runs the operations on them,
 writes what is new, and commits. Those that came meanwhile are served by the next one: under load, one commit
 carries many operations ("group commit"), and alone nobody waits for anybody. Coroutines are served by a
-thread of the clerk's, so that an event loop never waits.
+thread of the clerk's, so that an event loop never waits. Of threads that were served together, the first one
+that comes again waits a moment for the others, or every other commit would be for one operation.
 
 An operation is only answered when what it did is kept. If it cannot be kept, memory takes it back and the
 operation raises the store's error. One that stops half-way, by an error that is no refusal, is taken back
@@ -17,6 +18,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable
@@ -36,6 +38,8 @@ __all__ = ["Clerk"]
 #: Seconds for which a store that cannot be reached is not asked again: at first, and at most.
 _FIRST_PAUSE_S: Final = 0.25
 _LONGEST_PAUSE_S: Final = 15.0
+#: Seconds for which who serves waits at most for those who were served together before.
+_GATHER_S: Final = 0.0003
 #: How much work that nobody waits for may be left until the store can be written to, and is tried at a time.
 _LEFT_MOST: Final = 10_000
 _LEFT_AT_ONCE: Final = 500
@@ -133,6 +137,7 @@ class Clerk:
         self._mutex = threading.Lock()  # of the queue, and of who serves
         self._led = False  # whether somebody serves, or is told to
         self._thread_leads = False
+        self._together = 1  # how many there were to serve last time
         self._serving: int | None = None  # the thread that serves
         self._torn = False  # whether memory may be neither what is kept nor ahead of it
         self._sent: tuple[Changes, Any] | None = None  # what is being written, and the writer
@@ -331,6 +336,8 @@ class Clerk:
 
     def _serve(self, own: _Task | None = None) -> None:
         """Serve all that are in the queue; `own` is the task of this thread."""
+        if own is not None:
+            self._gather()
         batch: list[_Task] = []
         with contextlib.suppress(IndexError):  # others may withdraw meanwhile
             batch.extend(self._queue.popleft() for _ in range(len(self._queue)))
@@ -342,7 +349,14 @@ class Clerk:
             raise
         finally:
             self._serving = None
+        self._together = len(batch) + len(self._queue)
         self._answer(batch)
+
+    def _gather(self) -> None:
+        """Let the other threads run until as many have come as last time, or a moment has passed."""
+        end = system_clock() + _GATHER_S
+        while len(self._queue) < self._together and system_clock() < end:
+            time.sleep(0)
 
     def _answer(self, batch: list[_Task]) -> None:
         """Tell those who wait."""

@@ -13,6 +13,7 @@ from functools import partial
 import pytest
 
 import tbc
+from tbc import clerk
 from tbc.desk import SpendingDesk
 from tbc.stores import LineRow, SqliteStore
 from tests.store_rows import tamper
@@ -465,6 +466,29 @@ def test_many_callers_share_transactions(url):
         for thread in threads:
             thread.join()
         assert manager.report()["writer"]["consumed"] == 650
+
+
+def test_threads_that_were_served_together_come_again_together(url, monkeypatch):
+    monkeypatch.setattr(clerk, "_GATHER_S", 20.0)  # however slow the machine: nobody is left behind
+    threads, each = 4, 20
+    with open_manager(url, max_tokens=10_000) as manager:
+        manager._sweeper.stop()
+        manager.register_agent("writer", max_tokens=10_000)
+        before = manager._store.pools()[0].version
+        manager._clerk._together = threads
+
+        def call():
+            for _ in range(each):
+                manager.hold("writer", 10)
+
+        callers = [threading.Thread(target=call) for _ in range(threads)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        monkeypatch.undo()
+        assert manager._store.pools()[0].version - before == each
+        assert manager.report()["writer"]["remaining"] == 10_000 - 10 * threads * each
 
 
 def test_governed_functions_and_coroutines_are_kept(url):
