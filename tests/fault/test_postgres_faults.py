@@ -326,6 +326,16 @@ def test_fault_33_a_server_that_is_stopped_at_once_has_every_answer_when_it_is_b
         assert len(ended) == 3 and set(ended) <= {StoreUnknownError, StoreAwayError}
 
 
+def test_statements_that_others_dropped_are_those_of_a_pooler(open_again):
+    with open_again(connections=1) as store:
+        open_pool(store)
+        hold(store)
+        with store._taken() as connection:
+            connection.pgconn.exec_(b"DEALLOCATE ALL")  # unseen by psycopg
+        with pytest.raises(StoreError, match="use its session mode"):
+            hold(store)
+
+
 def test_a_server_that_is_away_is_named_so(server, open_again, store):
     server.crash()
     try:
