@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tbc.confidence import ConfidenceGate
 from tbc.contract import ROOT, BudgetContract
+from tbc.current import current_hold, with_current_hold
 from tbc.decision import Decision, Kind, Settlement, Status, Transfer
 from tbc.errors import (
     AgentClosedError,
@@ -59,7 +60,7 @@ from tbc.errors import (
     UnknownPriceError,
     VocabularyError,
 )
-from tbc.holds import Hold, current_hold, with_current_hold
+from tbc.holds import Hold
 from tbc.journal import Entry
 from tbc.leases import Lease
 from tbc.ledger import Ledger

@@ -269,6 +269,11 @@ class Clerk:
         """Whether this is a forked child, and the clerk was left in the parent."""
         return self._pid != os.getpid()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody serves any more what nobody waits for."""
+        return self._closed
+
     def _check_process(self) -> None:
         if self.is_elsewhere:  # before any lock: another thread may have had it at the fork
             raise StoreError(

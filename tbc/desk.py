@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -13,7 +14,7 @@ from tbc.clock import EPOCH, system_clock
 from tbc.contract import check_amount, check_fraction, check_seconds
 from tbc.decision import Decision, Settlement
 from tbc.errors import AgentClosedError, InvalidAmountError, OverrunError
-from tbc.holds import Hold, Part, PendingHold, Spent
+from tbc.holds import NOTHING, Hold, Part, PendingHold, Said, Spent
 from tbc.ledger import Books
 from tbc.lifecycle import Clamp
 from tbc.pool import Pool, amounts_of, has_reached, nano_dollars
@@ -323,63 +324,61 @@ class SpendingDesk(Pool):
         nano: int | None = None,
     ) -> Settlement:
         """End a hold by the actual usage; see `Hold.settle`. `nano` is `usd`, in nano-dollars."""
-        plain = (
+        # On the busiest path nothing is made of what is said.
+        said = None
+        if not (
             type(tokens) is int
-            and tokens >= 0
+            and 0 <= tokens <= hold.amount
             and usd is None
             and calls is None
             and usage is None
             and nano is None
-        )
-        if not plain:
-            if nano is not None:
-                nano = _check_nano(nano)
-            elif usd is not None:
-                nano = nano_dollars("usd", usd)
-            if usage is not None and _states_something(usage):
-                tokens = usage.tokens if tokens is None else tokens
-                if nano is None and hold.price is not None:
-                    nano = hold.price.cost(usage)
-            calls = None if calls is None else check_amount("calls", calls)
-        guessed = estimated
-        if tokens is None:
-            tokens, guessed = hold.amount, True
-        elif not plain or tokens > hold.amount:
-            tokens = check_amount("tokens", tokens)
+        ):
+            said = self.said_of(hold, tokens, estimated, usd, calls, usage, nano)
         ledger = self.ledger
         with self._lock:
             now = self._clock()
             if now >= ledger.due or ledger.deferred:
                 ledger.tend(now)
-            if (
-                plain
-                and hold.settlement is None
-                and tokens <= hold.amount
-                and hold.lenders is None
-                and not ledger.sides
-            ):
+            if said is None and hold.settlement is None and hold.lenders is None and not ledger.sides:
+                assert tokens is not None, "it is plain"
                 settlement = lifecycle.settle_as_held(ledger, hold, tokens, now, estimated)
             else:
-                spent = self._spent(hold, tokens, nano, calls, estimated, guessed)
+                spent = self._spent(hold, said or Said(tokens, estimated=estimated))
                 settlement = lifecycle.settle(ledger, hold, spent, now)
         if self._subscribers is not None:
             self._tell()
         return settlement
 
-    def _spent(
+    def said_of(
         self,
         hold: Hold,
-        tokens: int,
-        nano: int | None,
-        calls: int | None,
-        estimated: bool,
-        guessed: bool | None = None,
-    ) -> list[Spent]:
-        """Return what a settle books on every axis that is kept by now; under the lock.
+        tokens: int | None,
+        estimated: bool = False,
+        usd: Money | None = None,
+        calls: int | None = None,
+        usage: Usage | None = None,
+        nano: int | None = None,
+    ) -> Said:
+        """Return what the arguments of `settle_hold` say; refuses what is no amount."""
+        if nano is not None:
+            nano = _check_nano(nano)
+        elif usd is not None:
+            nano = nano_dollars("usd", usd)
+        if usage is not None and _states_something(usage):
+            tokens = usage.tokens if tokens is None else tokens
+            if nano is None and hold.price is not None:
+                nano = hold.price.cost(usage)
+        tokens = None if tokens is None else check_amount("tokens", tokens)
+        return Said(tokens, nano, None if calls is None else check_amount("calls", calls), estimated)
 
-        `guessed` is whether the tokens are an estimate; by default, if the rest is.
-        """
-        spent = [Spent(hold, tokens, estimated if guessed is None else guessed)]
+    def _spent(self, hold: Hold, said: Said) -> list[Spent]:
+        """Return what an end books on every axis that is kept by now; under the lock."""
+        tokens, nano, calls, estimated = said
+        guessed = estimated or tokens is None
+        if tokens is None:
+            tokens = hold.amount
+        spent = [Spent(hold, tokens, guessed)]
         dollars, counted = hold.part(USD), hold.part(CALLS)
         sides, books = self.ledger.sides, hold.books
         if dollars is None and USD in sides:
@@ -438,27 +437,30 @@ class SpendingDesk(Pool):
         if isinstance(refused, Decision) and self._mode == "enforce":
             raise lifecycle.refusal(refused)
 
-    def end_later(
-        self, hold: Hold, tokens: int | None, *, estimated: bool, usage: Usage | None = None
-    ) -> None:
-        """Settle (``None``: void) without ever waiting for the lock, at once or with the next operation.
+    @property
+    def ends_later(self) -> bool:
+        """Whether `end_later` is of any use."""
+        return True
+
+    def end_later(self, hold: Hold, said: Said) -> None:
+        """End a hold without ever waiting for the lock, at once or with the next operation.
 
         For finalizers: garbage collection may run them anywhere, also inside of an operation.
         """
-        nano = None if usage is None or hold.price is None else hold.price.cost(usage)
-
-        def end(now: float) -> None:
-            if tokens is not None and hold.state in ("open", "expired"):
-                lifecycle.settle(self.ledger, hold, self._spent(hold, tokens, nano, None, estimated), now)
-            elif tokens is None and hold.state == "open":
-                lifecycle.void(self.ledger, hold, now)
-
-        self.ledger.defer(end)
+        self.ledger.defer(partial(self._end, hold, said))
         if self._lock.acquire(blocking=False):
             try:
                 self.ledger.look()
             finally:
                 self._lock.release()
+
+    def _end(self, hold: Hold, said: Said, now: float) -> None:
+        """End a hold that still can be; under the lock."""
+        if said is NOTHING:
+            if hold.state == "open":
+                lifecycle.void(self.ledger, hold, now)
+        elif hold.state in ("open", "expired"):
+            lifecycle.settle(self.ledger, hold, self._spent(hold, said), now)
 
     def should_wind_down(self, hold: Hold) -> bool:
         """Return whether the budget is nearly used up.

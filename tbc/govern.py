@@ -31,6 +31,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from tbc.contract import check_amount, check_seconds
+from tbc.current import AsCurrent
 from tbc.errors import (
     BudgetExceededError,
     HoldEndedError,
@@ -39,7 +40,7 @@ from tbc.errors import (
     StoreError,
     UnknownPriceError,
 )
-from tbc.holds import AsCurrent
+from tbc.holds import Said
 from tbc.streams import AsyncStream, Stream, follow, follow_async
 
 if TYPE_CHECKING:
@@ -494,15 +495,16 @@ class Call:
             self.watch.left()
 
     def _book_so_far(self) -> None:
-        usage, chunks = None, self._chunk_usage
-        if self.hold.recorded:
-            tokens: int | None = self.hold.recorded
-        elif chunks is not None:
+        hold, chunks, said = self.hold, self._chunk_usage, self.hold.unkept
+        if said is None and hold.recorded:
+            said = Said(hold.recorded, estimated=True)
+        elif said is None and chunks is not None:
             usage = chunks.so_far(self.input_tokens, self.streamed_tokens)
-            tokens = usage.tokens
-        else:  # if it was read by ways of its own, nobody knows how much
-            tokens = self.hold.tokens if self._sent else self.input_tokens
-        self.hold.end_later(tokens, estimated=True, usage=usage)
+            nano = None if hold.price is None else hold.price.cost(usage)
+            said = Said(usage.tokens, nano, estimated=True)
+        elif said is None:  # if it was read by ways of its own, nobody knows how much
+            said = Said(hold.tokens if self._sent else self.input_tokens, estimated=True)
+        hold.end_later(said)
 
     def fail(self, error: BaseException) -> None:
         """End the hold of a call that raised."""
@@ -538,17 +540,7 @@ class Call:
         """Book the whole hold, if something unforeseen has kept it from being settled."""
         if self.hold.state in ("open", "expired"):
             with contextlib.suppress(StoreError):  # it is settled later
-                self._end(None, estimated=True)
-
-    def _end(self, tokens: int | None, *, usage: Usage | None = None, estimated: bool = False) -> None:
-        """Settle the hold; what the store cannot keep is booked when it can."""
-        hold = self.hold
-        try:
-            hold.settle(tokens, usage=usage, estimated=estimated)
-        except StoreError as failed:
-            spent = hold.tokens if tokens is None else tokens
-            hold.end_unkept(failed, spent, estimated=estimated, usage=usage)
-            raise
+                self.hold.end(self.hold.unkept or Said(estimated=True))
 
     def _read_and_settle(self, result: Any) -> None:
         from tbc.usage import Usage, read_usage
@@ -601,14 +593,14 @@ class Call:
         hold, governor = self.hold, self._governor
         self.usage = usage
         if hold.state in ("open", "expired"):
-            if used is not None:
-                self._end(used, usage=usage)
-            elif hold.recorded:
-                self._end(hold.recorded)
-            elif counted is None:
-                self._end(None, estimated=True)
-            else:
-                self._end(counted, usage=usage, estimated=True)
+            said = hold.unkept
+            if said is None and used is not None:
+                said = self._manager.said_of(hold, used, False, usage=usage)
+            elif said is None and hold.recorded:
+                said = Said(hold.recorded)
+            elif said is None and counted is not None:
+                said = self._manager.said_of(hold, counted, True, usage=usage)
+            hold.end(said or Said(estimated=True))
         settlement = hold.settlement
         assert settlement is not None, "the hold has ended"
         if output is None:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import threading
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from contextvars import ContextVar, Token
+from contextvars import Token
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
-from tbc.axes import TOKENS, USD, Axis, format_amount
+from tbc.axes import CALLS, TOKENS, USD, Axis, format_amount
 from tbc.contract import check_amount
+from tbc.current import CURRENT_HOLD
 from tbc.decision import Decision, Kind, Settlement, Transfer
-from tbc.errors import HoldEndedError, NoCurrentHoldError, NotSent, StoreError
+from tbc.errors import HoldEndedError, NotSent, StoreError
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -30,111 +30,45 @@ if TYPE_CHECKING:
     from tbc.usage import Usage
 
 __all__ = [
-    "CARRIED",
-    "CURRENT_HOLD",
-    "AsCurrent",
+    "NOTHING",
     "Desk",
     "Ending",
     "Hold",
     "Part",
     "PendingHold",
+    "Said",
     "Spent",
-    "current_hold",
-    "with_current_hold",
 ]
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 State = Literal["open", "settled", "voided", "expired"]
 
 #: Threads of one call may record at once.
 _RECORDING = threading.Lock()
 
-CURRENT_HOLD: ContextVar[Hold | None] = ContextVar("tbc_current_hold", default=None)
-#: What goes along with the current hold into threads; all are `None` by default.
-CARRIED: Final[list[ContextVar[Any]]] = [CURRENT_HOLD]
 
+class Said(NamedTuple):
+    """What is said of a hold at its end, in the units of the books: the same whenever it gets there.
 
-class AsCurrent:
-    """Makes a hold the current one for a block.
-
-    Garbage collection may leave the block in another context than it was entered in; that is no error.
+    Attributes
+    ----------
+    tokens : int or None
+        Tokens; ``None``: as many as are held, which is a guess.
+    nano : int or None
+        Nano-dollars; ``None``: by the tokens, or as they are held if those are a guess.
+    calls : int or None
+        Calls; ``None``: as many as are held.
+    estimated : bool
+        Whether all of that is an estimate.
     """
 
-    __slots__ = ("_hold", "_token")
-
-    def __init__(self, hold: Hold) -> None:
-        self._hold = hold
-
-    def __enter__(self) -> None:
-        self._token = CURRENT_HOLD.set(self._hold)
-
-    def __exit__(self, *error: object) -> None:
-        with contextlib.suppress(ValueError):
-            CURRENT_HOLD.reset(self._token)
+    tokens: int | None = None
+    nano: int | None = None
+    calls: int | None = None
+    estimated: bool = False
 
 
-def current_hold() -> Hold:
-    """Return the hold of the governed call that this code runs in.
-
-    It is found through `contextvars`, hence also in tasks and in threads started with a copied context
-    (`asyncio.to_thread`). For a plain thread pool wrap the function in `tbc.with_current_hold`.
-
-    Raises
-    ------
-    NoCurrentHoldError
-        Outside of any governed call (also a `LookupError`).
-    """
-    hold = CURRENT_HOLD.get()
-    if hold is None:
-        raise NoCurrentHoldError
-    return hold
-
-
-def with_current_hold(function: Callable[P, R]) -> Callable[P, R]:
-    """Return `function`, carrying the current hold into whatever thread calls it.
-
-    Threads of a pool start with an empty context, so that `current_hold` finds nothing there:
-
-        ``executor.submit(tbc.with_current_hold(work), item)``
-
-    Telemetry takes calls in it for part of the governed call here, as it does without threads.
-
-    Raises
-    ------
-    NoCurrentHoldError
-        If there is no current hold here.
-    """
-    current_hold()
-    values = [(each, each.get()) for each in CARRIED]
-    if inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        async def awaiting(*args: P.args, **kwargs: P.kwargs) -> Any:
-            with _within(values):
-                return await function(*args, **kwargs)
-
-        return awaiting  # type: ignore[return-value]  # an async function is one that returns an awaitable
-
-    @functools.wraps(function)
-    def carried(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _within(values):
-            return function(*args, **kwargs)
-
-    return carried
-
-
-@contextlib.contextmanager
-def _within(values: Sequence[tuple[ContextVar[Any], Any]]) -> Generator[None]:
-    """Let variables have values for a block, which garbage collection may leave in another context."""
-    tokens = [(variable, variable.set(value)) for variable, value in values]
-    try:
-        yield
-    finally:
-        for variable, token in reversed(tokens):
-            with contextlib.suppress(ValueError):
-                variable.reset(token)
+#: Said of a hold for which nothing was sent: it is voided. Compared by identity.
+NOTHING: Final = Said(0)
 
 
 class Desk(Protocol):
@@ -142,6 +76,10 @@ class Desk(Protocol):
 
     waits: bool
     """Whether operations wait for a store."""
+
+    @property
+    def ends_later(self) -> bool:
+        """Whether `end_later` is of any use: not once the way to its store is closed."""
 
     async def arun(self, operation: Callable[[], Any]) -> Any:
         """Await an operation on the books."""
@@ -154,8 +92,20 @@ class Desk(Protocol):
         usd: Decimal | str | float | None = None,
         calls: int | None = None,
         usage: Usage | None = None,
+        nano: int | None = None,
     ) -> Settlement:
         """End the hold by the actual usage."""
+
+    def said_of(
+        self,
+        hold: Hold,
+        tokens: int | None,
+        estimated: bool,
+        usd: Decimal | str | float | None = None,
+        calls: int | None = None,
+        usage: Usage | None = None,
+    ) -> Said:
+        """Return what the arguments of a settle say; refuses what is no amount."""
 
     def void_hold(self, hold: Hold) -> Settlement:
         """End the hold without spending."""
@@ -170,10 +120,8 @@ class Desk(Protocol):
     ) -> None:
         """Set more aside, or for longer."""
 
-    def end_later(
-        self, hold: Hold, tokens: int | None, *, estimated: bool, usage: Usage | None = None
-    ) -> None:
-        """Settle (``None``: void) without ever waiting."""
+    def end_later(self, hold: Hold, said: Said) -> None:
+        """End the hold without ever waiting."""
 
     def now(self) -> float:
         """Return the seconds of its clock."""
@@ -188,13 +136,14 @@ class Desk(Protocol):
 class _Notes:
     """What only some holds need to remember."""
 
-    __slots__ = ("input_tokens", "price", "recorded", "tokens")
+    __slots__ = ("input_tokens", "price", "recorded", "tokens", "unkept")
 
     def __init__(self) -> None:
         self.input_tokens: int | None = None
         self.price: Price | None = None
         self.recorded = 0
         self.tokens: list[Token[Hold | None]] = []  # of the contexts that entered it
+        self.unkept: Said | None = None  # by an end that the store could not keep
 
 
 class Part:
@@ -370,6 +319,15 @@ class Hold(Part):
         return 0 if self._notes is None else self._notes.recorded
 
     @property
+    def unkept(self) -> Said | None:
+        """What a settle or void said that the store could not keep; with what `record` was told since."""
+        notes = self._notes
+        unkept = None if notes is None else notes.unkept
+        if notes is None or unkept is None or unkept is NOTHING or unkept.tokens is None:
+            return unkept
+        return unkept._replace(tokens=notes.recorded)
+
+    @property
     def loans(self) -> tuple[Transfer, ...]:
         """What of it was lent (siblings) or drawn (treasuries), in drain order."""
         return tuple(move.named() for part in (self, *self.others) for move in part.lenders or ())
@@ -486,18 +444,25 @@ class Hold(Part):
         try:
             return self._desk.settle_hold(self, tokens, estimated, usd, calls, usage)
         except StoreError:
-            self._remember(tokens, usage)
+            self._remember(self._desk.said_of(self, tokens, estimated, usd, calls, usage))
             raise
 
-    def _remember(self, tokens: int | None, usage: Usage | None) -> None:
-        """Note what a settle said that the store could not keep: it is booked if the block is left now."""
-        said = usage.tokens if tokens is None and usage is not None else tokens
-        if said is not None and self.state in ("open", "expired"):
-            self._noted().recorded = said
+    def _remember(self, said: Said) -> None:
+        """Note an end that the store could not keep: so it ends if the block is left now."""
+        if self.state not in ("open", "expired"):
+            return
+        notes = self._noted()
+        notes.unkept = said
+        if said is not NOTHING and said.tokens is not None:
+            notes.recorded = said.tokens
 
     def void(self) -> Settlement:
         """End the hold without spending: nothing was sent."""
-        return self._desk.void_hold(self)
+        try:
+            return self._desk.void_hold(self)
+        except StoreError:
+            self._remember(NOTHING)
+            raise
 
     def extend(
         self,
@@ -537,16 +502,22 @@ class Hold(Part):
         )
         if not self._desk.waits:
             return settle()
-        try:
-            ended: Settlement = await self._desk.arun(settle)
-        except StoreError:
-            self._remember(tokens, usage)
-            raise
-        return ended
+        said = self._desk.said_of(self, tokens, estimated, usd, calls, usage)
+        return await self._end_awaited(settle, said)
 
     async def avoid(self) -> Settlement:
         """Await `void`."""
-        ended: Settlement = await self._desk.arun(self.void) if self._desk.waits else self.void()
+        return await self._end_awaited(self.void, NOTHING) if self._desk.waits else self.void()
+
+    async def _end_awaited(self, end: Callable[[], Settlement], said: Said) -> Settlement:
+        """Await an end; whoever does not wait for it (a timeout) has said it all the same."""
+        from asyncio import CancelledError
+
+        try:
+            ended: Settlement = await self._desk.arun(end)
+        except (StoreError, CancelledError):
+            self._remember(said)
+            raise
         return ended
 
     async def aextend(
@@ -617,49 +588,69 @@ class Hold(Part):
         """
         if self.state in ("settled", "voided"):
             return
-        known_input = None if self._notes is None else self._notes.input_tokens
-        tokens: int | None = self.tokens
-        estimated = True
-        if isinstance(error, (NotSent, *not_sent)):
-            if self.state != "open":
-                return
-            tokens = None
-        elif self.recorded:
-            tokens, estimated = self.recorded, error is not None
-        elif error is not None and known_input is not None:
-            tokens = known_input
+        said = self._said_by_leaving(error, not_sent)
+        if said is NOTHING and self.state != "open":
+            return
         if unkept is not None:
-            self.end_unkept(unkept, tokens, estimated=estimated)
+            self.end_unkept(unkept, said)
             return
         if isinstance(error, GeneratorExit):
             # Why: garbage collection closes what was left suspended, also while this thread has the lock.
-            self.end_later(tokens, estimated=estimated)
+            self.end_later(said)
             return
+        with contextlib.suppress(HoldEndedError):  # somebody else, or an interrupted end, was first
+            self.end(said)
+
+    def _said_by_leaving(
+        self, error: BaseException | None, not_sent: tuple[type[BaseException], ...]
+    ) -> Said:
+        """Return what the way in which its block was left says; an end that was said before stands."""
+        if self.unkept is not None:
+            return self.unkept
+        if isinstance(error, (NotSent, *not_sent)):
+            return NOTHING
+        if self.recorded:
+            return Said(self.recorded, estimated=error is not None)
+        known_input = None if error is None or self._notes is None else self._notes.input_tokens
+        return Said(self.tokens if known_input is None else known_input, estimated=True)
+
+    def end(self, said: Said) -> None:
+        """End it as was said; what the store cannot keep is done again later."""
         try:
-            if tokens is None:
-                self.void()
+            if said is NOTHING:
+                self._desk.void_hold(self)
             else:
-                self.settle(tokens, estimated=estimated)
-        except HoldEndedError:  # somebody else, or an interrupted end, was first
-            pass
+                tokens, nano, calls, estimated = said
+                self._desk.settle_hold(self, tokens, estimated, calls=calls, nano=nano)
         except StoreError as failed:
-            self.end_unkept(failed, tokens, estimated=estimated)
+            self.end_unkept(failed, said)
             raise
 
-    def end_later(self, tokens: int | None, *, estimated: bool, usage: Usage | None = None) -> None:
-        """Settle (``None``: void) without ever waiting, where it was granted; for finalizers."""
-        self._desk.end_later(self, tokens, estimated=estimated, usage=usage)
+    def end_later(self, said: Said) -> None:
+        """End it without ever waiting, where it was granted; for finalizers."""
+        self._desk.end_later(self, said)
 
-    def end_unkept(
-        self, failed: StoreError, tokens: int | None, *, estimated: bool, usage: Usage | None = None
-    ) -> None:
-        """Have an end (``None``: a void) that could not be kept done again later; the error says so."""
-        self.end_later(tokens, estimated=estimated, usage=usage)
-        what = "It is freed" if tokens is None else f"The {tokens} tokens that were spent are booked"
-        failed.add_note(
-            f"{what} on hold {self.hold_id} when the store can be written to again, if this process still "
-            "runs then"
-        )
+    def end_unkept(self, failed: StoreError, said: Said) -> None:
+        """Have an end that could not be kept done again later; the error says whether that comes."""
+        kept = self._desk.ends_later
+        if kept:
+            self.end_later(said)
+            when = "when the store can be written to again, if this process still runs then"
+        else:
+            when = "by anybody: its manager is closed"
+        no = "" if kept else "not "
+        what = "What it set aside is" if said is NOTHING else f"The {self.in_words(said)} that were spent are"
+        end = "freed" if said is NOTHING else "booked"
+        failed.add_note(f"{what} {no}{end} on hold {self.hold_id} {when}")
+
+    def in_words(self, said: Said) -> str:
+        """Return what was said of it: ``"80 tokens"``, ``"80 tokens and $5"``."""
+        amounts: dict[Axis, int | None] = {
+            TOKENS: self.amount if said.tokens is None else said.tokens,
+            USD: said.nano,
+            CALLS: said.calls,
+        }
+        return " and ".join(format_amount(axis, n) for axis, n in amounts.items() if n is not None)
 
 
 class PendingHold(Coroutine[Any, Any, Hold]):

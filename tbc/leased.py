@@ -44,7 +44,7 @@ from tbc.clock import Clock, system_clock
 from tbc.contract import ROOT, check_amount
 from tbc.decision import Decision
 from tbc.errors import BudgetExceededError, SliceTooSmallError, StoreError, TBCError
-from tbc.holds import Hold, PendingHold
+from tbc.holds import Hold, PendingHold, Said
 from tbc.leases import Amounts, Lease, LeaseHolder, Refused, Report
 from tbc.pool import has_reached, nano_dollars
 from tbc.slices import SliceBooks, SliceDesk, Waits, dollars, may_wait, shortfalls, without_waiting
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from tbc.money import Money
     from tbc.pool import Statement
     from tbc.tree import Account
-    from tbc.usage import Usage
 
 __all__ = ["LeasedManager"]
 
@@ -231,11 +230,9 @@ class LeasedManager:
                 pass
         return await self._shared.aside(work, *values, undo=undo)
 
-    def end_later(
-        self, hold: Hold, tokens: int | None, *, estimated: bool, usage: Usage | None = None
-    ) -> None:
-        """Settle (``None``: void) without ever waiting; for finalizers."""
-        hold._desk.end_later(hold, tokens, estimated=estimated, usage=usage)
+    def end_later(self, hold: Hold, said: Said) -> None:
+        """End a hold without ever waiting; for finalizers."""
+        hold._desk.end_later(hold, said)
 
     def govern(
         self, agent_name: str, confidence_fn: Callable[[Any], float | None] | None = None, **how: Any

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
 from tbc.decision import Decision, Settlement
-from tbc.holds import Hold
+from tbc.holds import Hold, Said
 from tbc.leases import Amounts, used_of
 from tbc.leasing import LeasingDesk
 from tbc.pool import amounts_of
@@ -118,12 +118,10 @@ class SliceDesk(LeasingDesk):
             self.guessed = True
         return ended
 
-    def end_later(
-        self, hold: Hold, tokens: int | None, *, estimated: bool, usage: Usage | None = None
-    ) -> None:
+    def end_later(self, hold: Hold, said: Said) -> None:
         """Settle without ever waiting."""
-        self.guessed |= estimated
-        super().end_later(hold, tokens, estimated=estimated, usage=usage)
+        self.guessed |= said.estimated or said.tokens is None
+        super().end_later(hold, said)
 
     def extend_hold(
         self,

@@ -32,18 +32,18 @@ from tbc.errors import (
     StoreStaleError,
     TBCError,
 )
-from tbc.holds import Hold, PendingHold
+from tbc.holds import NOTHING, Hold, PendingHold
 from tbc.keeper import Keeper
 from tbc.pool import Pool
 from tbc.stores.opening import open_store
 
 if TYPE_CHECKING:
     from tbc.decision import Settlement
+    from tbc.holds import Said
     from tbc.leases import Amounts
     from tbc.leasing import LeaseHold
     from tbc.ledger import Ledger
     from tbc.stores.store import Store
-    from tbc.usage import Usage
 
 __all__ = ["StoredDesk", "WaitingHold", "undo_of"]
 
@@ -238,16 +238,21 @@ class StoredDesk:
 
         return operate
 
-    def end_later(
-        self, hold: Hold, tokens: int | None, *, estimated: bool, usage: Usage | None = None
-    ) -> None:
-        """Settle (``None``: void) without ever waiting; for finalizers."""
-        end_later: Callable[..., None] = super().end_later  # type: ignore[misc]
-        spent = "nothing" if tokens is None else f"{tokens} tokens"
-        self._clerk.later(
-            partial(end_later, hold, tokens, estimated=estimated, usage=usage),
-            f"hold {hold.hold_id} of {hold.agent_name!r} with {spent}",
-        )
+    @property
+    def ends_later(self) -> bool:
+        """Whether `end_later` is of any use: not after `close`, nor in a forked child."""
+        return not (self._clerk.is_closed or self._clerk.is_elsewhere)
+
+    def end_later(self, hold: Hold, said: Said) -> None:
+        """End a hold without ever waiting; for finalizers."""
+        operation = self._on_hold("end_later", hold, (said,), {})
+
+        def end() -> None:
+            operation()
+            _look(self)  # if another thread had the lock, it was left: it is to be kept with this task
+
+        spent = "nothing" if said is NOTHING else hold.in_words(said)
+        self._clerk.later(end, f"hold {hold.hold_id} of {hold.agent_name!r} with {spent}")
 
     # -- while the store is away ---------------------------------------------------------------------------
 

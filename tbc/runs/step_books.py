@@ -14,7 +14,7 @@ from tbc.axes import USD
 from tbc.clock import Clock
 from tbc.decision import Mode
 from tbc.errors import BudgetExceededError
-from tbc.holds import Hold
+from tbc.holds import NOTHING, Hold, Said
 from tbc.manager import BudgetManager
 from tbc.money import to_usd
 from tbc.pricing import Price, PriceTable
@@ -280,7 +280,7 @@ class StepBooks:
         unsent = inspect.iscoroutine(step.awaitable) and (
             inspect.getcoroutinestate(step.awaitable) == inspect.CORO_CREATED
         )
-        self.manager.end_later(step.hold, None if unsent else step.sent, estimated=True)
+        step.hold.end_later(NOTHING if unsent else Said(step.sent, estimated=True))
         self._record(step, "not_sent" if unsent else "failed", None, "nobody awaited it")
 
     def _record(self, step: Step, outcome: Outcome, used: StepUsage | None, reason: str | None) -> None:

@@ -30,9 +30,9 @@ from typing import Any, Final, NamedTuple
 
 from tbc.clock import EPOCH, Clock, system_clock
 from tbc.contract import check_amount
+from tbc.current import AsCurrent
 from tbc.decision import Mode
 from tbc.errors import InvalidContractError, UnknownPriceError
-from tbc.holds import AsCurrent
 from tbc.money import Money, to_nano, to_usd
 from tbc.pricing import Price, PriceTable, UnknownPrice
 from tbc.run_errors import StepUnpricedError

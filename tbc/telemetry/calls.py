@@ -24,9 +24,9 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, get_current_
 from tbc import catalogue
 from tbc.axes import USD
 from tbc.clock import system_clock, wall_ns
+from tbc.current import CARRIED, AsCurrent
 from tbc.error_codes import code_of
 from tbc.errors import BudgetExceededError, UnknownPriceError
-from tbc.holds import CARRIED, AsCurrent
 from tbc.labels import OTHER, FirstLabels
 from tbc.telemetry import conventions as names
 from tbc.telemetry.conventions import Conventions, make_instruments, usage_attributes

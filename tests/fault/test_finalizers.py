@@ -10,6 +10,7 @@ import pytest
 
 import tbc
 from tbc.clock import ManualClock
+from tbc.holds import Said
 from tbc.testing import check_books
 
 
@@ -95,7 +96,7 @@ def test_end_later_never_waits_and_settles_once(manager):
 
     def finalize():
         for tokens in (4, 5, 6):
-            manager.end_later(hold, tokens, estimated=True)
+            manager.end_later(hold, Said(tokens, estimated=True))
         done.set()
 
     with manager.ledger.lock:  # held all the time: waiting for it would never end
@@ -115,7 +116,7 @@ def test_end_later_of_an_ended_hold_changes_nothing(manager, clock):
     voided.void()
     clock.advance(601)
     for hold in (settled, voided, expired):
-        manager.end_later(hold, 3, estimated=True)
+        manager.end_later(hold, Said(3, estimated=True))
     assert (settled.settlement.tokens, voided.state) == (7, "voided")
     assert (expired.state, expired.settlement.late, expired.settlement.tokens) == ("settled", True, 3)
     check_books(manager)
@@ -125,7 +126,7 @@ def test_what_was_left_comes_before_what_expires(manager, clock):
     """A stream dropped in time is not made late by who looks next."""
     hold = manager.hold("agent", 10, expires_s=5)
     with manager.ledger.lock:
-        manager.end_later(hold, 4, estimated=True)
+        manager.end_later(hold, Said(4, estimated=True))
     clock.advance(60)
     manager.report()
     assert (hold.state, hold.settlement.late) == ("settled", False)

@@ -12,6 +12,7 @@ import tbc
 from tbc.clock import ManualClock
 from tbc.contract import MAX_AMOUNT
 from tbc.events import Booked
+from tbc.holds import Said
 
 
 def make(max_tokens: int | None = 1_000) -> tbc.BudgetManager:
@@ -46,7 +47,7 @@ def test_what_a_finalizer_left_is_done_by_the_next_look():
     manager = make()
     hold = manager.hold("a", 100)
     with manager.ledger.lock:
-        manager.end_later(hold, 7, estimated=True)
+        manager.end_later(hold, Said(7, estimated=True))
     manager.hold("a", 1, expires_s=5).void()
     assert manager.report()["a"]["consumed"] == 7
 

@@ -26,7 +26,7 @@ FLOORS = [
     "decision | reading",
     "wire",
     "error_codes",
-    "clearing | journal | keys | labels | vocabulary | replies",
+    "clearing | current | journal | keys | labels | vocabulary | replies",
     "ledger",
     "tokens | usage | leases",
     "stores",
