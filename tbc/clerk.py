@@ -69,6 +69,8 @@ class _Task:
         self._result = self._error = None
         try:
             self._result = self.operation()
+        except StoreStaleError:  # memory has to follow first, for all
+            raise
         except Exception as error:
             self._error = error
 

@@ -294,9 +294,28 @@ class Keeper:
             return
         if self._is_new(hold.hold_id):  # granted in this transaction
             return
-        row = self._store.find_hold(self._pool, hold_id=hold.hold_id)
-        if row is not None:
-            self._know(self._put_hold(hold, row), row)
+        self._fetch(hold.hold_id, hold)
+
+    def _fetch(self, hold_id: int, hold: Hold | None = None) -> Hold | None:
+        """Return the hold of this number as the store has it, which memory knows from now on; or ``None``.
+
+        Raises
+        ------
+        StoreStaleError
+            Memory has not heard of those whose it is: it has to follow first.
+        """
+        row = self._store.find_hold(self._pool, hold_id=hold_id)
+        if row is None:
+            return None
+        ledger = self._ledger
+        names = {row.agent, *(loan.lender for loan in row.loans or ())} - {ledger.root.name}
+        if not names <= ledger.accounts.keys():
+            mark = self._store.news(self._pool, self.mark).mark
+            if mark.version != self.mark.version:
+                raise StoreStaleError(self.path, f"pool {self._pool!r} has moved on", "Ask again")
+        found = self._put_hold(hold, row)
+        self._know(found, row)
+        return found
 
     def _put_hold(self, hold: Hold | None, row: HoldRow) -> Hold:
         with self.readable(f"hold {row.hold_id}"):
@@ -327,12 +346,7 @@ class Keeper:
         granted = self._ledger.open_holds.get(hold_id, hold)
         if self._is_new(hold_id):  # in this transaction
             return granted
-        row = self._store.find_hold(self._pool, hold_id=hold_id)
-        if row is None:
-            return None
-        found = self._put_hold(granted, row)
-        self._know(found, row)
-        return found
+        return self._fetch(hold_id, granted)
 
     # -- back to what the store has, and on to what it has by now ----------------------------------------
 
@@ -456,12 +470,7 @@ class Keeper:
             return hold
         if hold_id in self._holds:
             return self._holds[hold_id][0]
-        kept = self._store.find_hold(self._pool, hold_id=hold_id)
-        if kept is None:
-            return None
-        hold = self._put_hold(None, kept)
-        self._know(hold, kept)  # whoever has it next has the same one
-        return hold
+        return self._fetch(hold_id)
 
     def restore(self, state: PoolState) -> list[Hold]:
         """Build the books of a new manager from what was kept; returns the holds that were open.

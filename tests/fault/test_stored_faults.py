@@ -161,6 +161,27 @@ def test_fault_02_one_key_a_hundred_times_at_once(url, manager):
     assert [hold.tokens for hold in manager.ledger.open_holds.values()] == [100]
 
 
+def test_fault_02_one_key_at_two_servers(manage):
+    """Whoever is asked next, and has not yet heard of the agent or of the lender, gives the first answer."""
+    here = manage(max_tokens=1000)
+    here.register_agent("needy", priority=9, max_tokens=100)
+    there = manage()
+    there.register_agent("new", max_tokens=0)
+    first = there.hold("new", 100, key="new")
+    assert here.hold("new", 100, key="new").hold_id == first.hold_id
+    here.report()
+    there.register_agent("lender", priority=1, max_tokens=700, min_reserve=0)
+    first = there.hold("needy", 850, key="lent")
+    assert "lender" in {loan.donor for loan in first.loans} and len(first.loans) > 1
+    again = here.hold("needy", 850, key="lent")
+    assert (again.hold_id, again.loans) == (first.hold_id, first.loans)
+    there.register_agent("newer", max_tokens=0)
+    found = here.find_hold(there.hold("newer", 1).hold_id)
+    assert found is not None and found.agent_name == "newer"
+    assert here.accounts() == there.accounts()
+    check_books(here)
+
+
 def test_fault_03_the_same_key_for_another_request(url, manager):
     """A conflict that is typed, in every process, and nothing changes."""
     hold = manager.hold("a", 100, key="once")
