@@ -164,38 +164,43 @@ class Clerk:
             return operation()
         self._check_process()
         task = _Task(operation)
-        with self._mutex:
-            self._queue.append(task)
-            if self._led:
-                task.gate = threading.Lock()
-                task.gate.acquire()
-            else:
-                self._led = task.leads = True
         try:
+            with self._mutex:
+                self._queue.append(task)
+                if self._led:
+                    task.gate = threading.Lock()
+                    task.gate.acquire()
+                else:
+                    self._led = task.leads = True
             if task.gate is not None:
                 task.gate.acquire()  # until it is done, or its turn to serve
             if task.leads:
                 self._serve(task)
         except BaseException:
-            self._withdraw(task)
+            with self._mutex:  # nobody is just making it the one who serves
+                self._withdraw(task)
             raise
         finally:
             if task.leads:
-                self._hand_over()
+                try:
+                    self._hand_over(task)
+                finally:  # Ctrl-C may have come first: the others are not to wait for one who has gone
+                    if task.leads:
+                        self._hand_over(task)
         self._tell()
         return task.outcome()
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, leader: _Task) -> None:
         """Let the next in the queue serve: one that waits, or the thread for those who await."""
         with self._mutex:
             following = next((task for task in list(self._queue) if task.gate is not None), None)
             if following is not None:
-                following.leads = True
+                following.leads, leader.leads = True, False
                 following.gate.release()
             elif self._queue:
-                self._wake()
+                self._wake(leader)
             else:
-                self._led = False
+                self._led = leader.leads = False
         self._see_to_it()  # what was put in the queue while the mutex was locked
 
     async def arun(self, operation: Callable[[], Any], *, undo: Callable[[Any], Any] | None = None) -> Any:
@@ -315,15 +320,17 @@ class Clerk:
 
     # -- the thread for those who await ------------------------------------------------------------------
 
-    def _wake(self) -> None:
-        """Tell the thread to serve; under the mutex."""
+    def _wake(self, leader: _Task | None = None) -> None:
+        """Tell the thread to serve, in the place of the leader if there is one; under the mutex."""
+        leader = _Task(_do_nothing) if leader is None else leader
         if self._closed:  # no thread can be started while Python ends
-            self._led = False
+            self._led = leader.leads = False
             return
         self._thread_leads = True
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name=f"tbc clerk of {self._pool}", daemon=True)
             self._thread.start()
+        leader.leads = False
         self._awaited.release()
 
     def _work(self) -> None:
@@ -334,7 +341,7 @@ class Clerk:
                 try:
                     self._serve()
                 finally:
-                    self._hand_over()
+                    self._hand_over(_Task(_do_nothing))
                 self._tell()
             elif self._closed:
                 return

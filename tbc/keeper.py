@@ -95,9 +95,9 @@ class KeptAnswers(Answers):
         self, key: str | None, content: tuple[object, ...], answer: Any, open_holds: Container[int]
     ) -> None:
         """Keep the first answer, in memory and with the next transaction."""
-        super().remember(key, content, answer, open_holds)
-        if key is not None:
+        if key is not None:  # first, so that what Ctrl-C comes after is taken back
             self.new.append((key, content, answer))
+        super().remember(key, content, answer, open_holds)
 
     def take_back(self) -> None:
         """Forget the answers that could not be written."""

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from tbc.errors import StoreBusyError, StoreError
@@ -50,7 +50,7 @@ class FileLock:
 
     def __init__(self, path: str) -> None:
         self._path: Final = path
-        self._turn = threading.Lock()  # of the threads that use this object
+        self._turn = threading.RLock()  # of the threads that use this object
         self._mutex = threading.Lock()  # of what follows
         self._changed = threading.Condition(self._mutex)
         self._asking = False  # a thread is in the kernel, waiting
@@ -85,17 +85,25 @@ class FileLock:
         if fcntl is None:
             yield timeout_s
             return
-        ends = None if self._turn.acquire(blocking=False) else self._wait_for_threads(timeout_s)
+        # Ctrl-C may come after any call: what was taken by it is given back all the same.
+        ends: float | None = None
         try:
+            if not self._turn.acquire(blocking=False):
+                ends = self._wait_for_threads(timeout_s)
             if not self._take_at_once():
                 ends = time.monotonic() + timeout_s if ends is None else ends
                 if not self._wait(ends - time.monotonic()):
                     raise self._busy(timeout_s)
             yield timeout_s if ends is None else max(0.0, ends - time.monotonic())
         finally:
-            with self._mutex:
-                self._free()
-            self._turn.release()
+            try:
+                with self._mutex:
+                    if self._held and self._file is not None:  # `_free`, in which it might come first
+                        self._held = False
+                        fcntl.flock(self._file, fcntl.LOCK_UN)
+            finally:
+                with suppress(RuntimeError):  # it was not ours yet
+                    self._turn.release()
 
     def close(self) -> None:
         """Let go of the file; a second time changes nothing."""
@@ -120,13 +128,15 @@ class FileLock:
         with self._mutex:
             if self._asking:  # what the thread gets would be ours too, and freed by it
                 return False
+            file = self._open_file()
             try:
-                fcntl.flock(self._open_file(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
+                self._held = True
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
+                self._held = False
+                if isinstance(error, BlockingIOError):
+                    return False
                 raise self._refused(error) from error
-            self._held = True
             return True
 
     def _wait(self, seconds: float) -> bool:

@@ -153,23 +153,21 @@ class SqliteStore(Store):
                 )
             try:
                 with self._queue.hold(self._busy_s) as left_s:
-                    if left_s == self._busy_s:  # nobody was in the way
-                        connection.execute(schema.BEGIN)
-                    else:
-                        self._begin(connection, left_s)
-                    self._writing = True
                     writer = SqliteWriter(self.path, self._ledger_id, connection)
                     try:
+                        self._writing = True
+                        if left_s == self._busy_s:  # nobody was in the way
+                            connection.execute(schema.BEGIN)
+                        else:
+                            self._begin(connection, left_s)
                         yield writer
                         writer.finish()
                         connection.execute(schema.COMMIT)
-                    except BaseException:
+                    finally:
+                        self._writing = False  # before any call, after which Ctrl-C may come
                         if connection.in_transaction:
                             connection.execute(schema.ROLLBACK)
-                        raise
-                    finally:
                         writer.retire()
-                        self._writing = False
             except self._apsw.Error as error:
                 raise self._told(error) from error
 
@@ -477,8 +475,8 @@ class SqliteStore(Store):
             if self._writing:
                 yield connection
                 return
-            connection.execute(schema.BEGIN_READING)
             try:
+                connection.execute(schema.BEGIN_READING)
                 yield connection
             finally:
                 if connection.in_transaction:

@@ -1,14 +1,17 @@
-"""Ctrl-C between any two steps of an operation: nothing leaks, nothing is booked twice.
+"""Ctrl-C between any two steps of an operation: nothing leaks, nothing is booked twice, nobody waits forever.
 
-CPython looks at signals where a function begins. `interrupted` raises there, at the k-th function of the
-library that an operation enters, for every k there is.
+CPython looks at signals where a function begins, and where one written in C has returned. `interrupted`
+raises there, at the k-th such point of the library that an operation comes to, for every k there is.
 """
 
 from __future__ import annotations
 
 import contextvars
+import functools
+import gc
 import inspect
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,37 +19,37 @@ import pytest
 
 import tbc
 from tbc.clock import ManualClock
+from tbc.stores import SqliteStore
 from tbc.testing import check_books
 
 LIBRARY = str(Path(tbc.__file__).parent)
 
 
-def interrupted(operation: Callable[[], object], at: int) -> bool:
-    """Run an operation with a KeyboardInterrupt at the `at`-th function, and return whether it came."""
-    entered = 0
+def interrupted(operation: Callable[[], object], at: int, points: tuple[str, ...] = ("call",)) -> bool:
+    """Run an operation with a KeyboardInterrupt at the `at`-th of the points, and return whether it came."""
+    passed = 0
 
-    def trace(frame, event, argument):
-        nonlocal entered
+    def profile(frame, event, argument):
+        nonlocal passed
         code = frame.f_code
         # A generator is entered once more when it is dropped; nobody would see what is raised there.
-        if (
-            event == "call"
-            and code.co_filename.startswith(LIBRARY)
-            and not code.co_flags & inspect.CO_GENERATOR
-        ):
-            entered += 1
-            if entered == at:
-                sys.settrace(None)
+        dropped = event == "call" and code.co_flags & inspect.CO_GENERATOR
+        if event in points and code.co_filename.startswith(LIBRARY) and not dropped:
+            passed += 1
+            if passed == at:
+                sys.setprofile(None)
                 raise KeyboardInterrupt
 
-    before = sys.gettrace()
-    sys.settrace(trace)
+    before = sys.getprofile()
+    gc.disable()  # nor would anybody see what is raised in a finalizer
+    sys.setprofile(profile)
     try:
         operation()
     except KeyboardInterrupt:
         return True
     finally:
-        sys.settrace(before)
+        sys.setprofile(before)
+        gc.enable()
     return False
 
 
@@ -157,3 +160,54 @@ def test_an_interrupted_operation_leaks_nothing(title):
     while contextvars.copy_context().run(interrupt_and_check, title, at):
         at += 1
     assert at > 5, "nothing was interrupted"
+
+
+def hold_in_a_file(
+    manager: tbc.BudgetManager, number: int
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    def hold() -> tbc.Hold:
+        return manager.hold("a", 1, key=f"hold {number}")
+
+    return hold, lambda: hold().settle(1)
+
+
+def settle_in_a_file(
+    manager: tbc.BudgetManager, number: int
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    settle = functools.partial(manager.hold("a", 1).settle, 1)
+    return settle, settle
+
+
+def read_a_file(manager: tbc.BudgetManager, number: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    return manager._store.info, lambda: manager.record_usage("a", 1)
+
+
+@pytest.mark.parametrize("prepare", [hold_in_a_file, settle_in_a_file, read_a_file])
+def test_an_interrupted_operation_on_a_file_keeps_nobody_waiting(tmp_path, monkeypatch, prepare):
+    """Other threads and other processes go on, and what is asked again is done once."""
+    monkeypatch.setattr("tbc.stored._EVERY_S", 3600.0)
+    path, at, came = tmp_path / "books.db", 0, True
+    with (
+        SqliteStore(path, busy_timeout_s=0.0) as store,
+        SqliteStore(path, busy_timeout_s=0.0) as other,
+        tbc.BudgetManager(store=store, max_tokens=10**6) as manager,
+    ):
+        manager.register_agent("a", max_tokens=0)
+        while came:
+            at += 1
+            operation, again = prepare(manager, at)
+            came = interrupted(operation, at, ("call", "c_return"))
+            with other.transaction():
+                pass
+            done: list[object] = []
+            thread = threading.Thread(target=lambda: done.append(again()), daemon=True)  # noqa: B023
+            thread.start()
+            thread.join(20)
+            if not done:
+                manager._clerk._led = False  # so that it can be closed
+            assert done, f"interrupted at {at}"
+        check_books(manager)
+        assert manager.report()["a"] == {"allocated": at, "consumed": at, "remaining": 0}
+        with tbc.BudgetManager(store=other) as restarted:
+            assert restarted.accounts() == manager.accounts()
+    assert at > 20, "nothing was interrupted"
