@@ -185,9 +185,10 @@ BEGIN_READING: Final = "BEGIN"
 COMMIT: Final = "COMMIT"
 ROLLBACK: Final = "ROLLBACK"
 PUT_META: Final = "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
-#: Of a copy that is opened for the first time. Seconds, with room for a million lines in each.
+#: Of a copy that is written to for the first time. Seconds, with room for a million lines in each.
 PUT_NUMBERS_FROM: Final = """
-    UPDATE meta SET value = CAST(unixepoch() * 1048576 AS TEXT) WHERE key = 'numbers_from' AND value = ''"""
+    UPDATE meta SET value = CAST(CAST(unixepoch('subsec') * 1048576 AS INTEGER) AS TEXT)
+    WHERE key = 'numbers_from' AND value = ''"""
 #: What every writing transaction raises: a file whose number is the one of the last orderly end was not
 #: written to since.
 VERSIONS: Final = "SELECT CAST(coalesce(sum(version), 0) AS TEXT) FROM pools"

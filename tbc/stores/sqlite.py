@@ -193,6 +193,19 @@ class SqliteStore(Store):
             connection.execute(schema.PUT_META, ("boot", f"{boot}{ahead!r}"))
             return ahead + now
 
+    def numbers_from(self) -> int:
+        """Return beyond what holds are numbered: no number of the time since a backup comes back.
+
+        Of a copy that is settled when this is first asked, by who is about to give numbers: not by a look at
+        the copy, which may be put in the place of its file again and again.
+        """
+        with self._ready() as connection, self._typed():
+            is_copy = _meta(connection, statements.NUMBERS_FROM) == ""
+        if is_copy:
+            with self.transaction():
+                connection.execute(schema.PUT_NUMBERS_FROM)
+        return super().numbers_from()
+
     # -- reading -----------------------------------------------------------------------------------------
 
     def runs(self) -> list[RunRow]:
@@ -424,13 +437,10 @@ class SqliteStore(Store):
                 raise StoreCorruptError(
                     self.path, f"its tables of version {number} were made by other statements", _RESTORE
                 )
-        is_new_copy = _meta(connection, statements.NUMBERS_FROM) == ""
-        if version < len(schema.MIGRATIONS) or is_new_copy:
+        if version < len(schema.MIGRATIONS):
             connection.execute(schema.BEGIN)
             try:
                 _migrate(connection, connection.pragma("user_version"))
-                if is_new_copy:
-                    connection.execute(schema.PUT_NUMBERS_FROM)
                 connection.execute(schema.COMMIT)
             except BaseException:
                 if connection.in_transaction:

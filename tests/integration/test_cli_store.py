@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -183,6 +184,23 @@ def test_a_backup_is_another_epoch_of_the_same_books(capsys):
     store.close()
     assert run(["store", "backup", "s.db", "copies/c.db"]) == 2
     assert "there is a file already" in capsys.readouterr().err
+
+
+def test_a_backup_can_be_restored_again_and_again(capsys, tmp_path):
+    """Whoever knows a hold of a life that is lost knows none of the next, whoever has looked at the copy."""
+    write_books("s.db")[0].close()
+    for command in (["backup", "s.db", "copy.db"], ["verify", "copy.db"], ["info", "copy.db"]):
+        assert run(["store", *command]) == 0
+    lives = []
+    for name in ("first.db", "second.db"):
+        shutil.copy("copy.db", name)
+        with tbc.BudgetManager(store=f"sqlite:///{tmp_path / name}") as manager:
+            manager.register_agent("a", max_tokens=None)
+            lives.append({manager.hold("a", 1).hold_id for _ in range(3)})
+        with SqliteStore(tmp_path / name) as store:
+            assert store.numbers_from() == store.numbers_from() < min(lives[-1])
+    assert not lives[0] & lives[1]
+    capsys.readouterr()
 
 
 def test_a_backup_of_a_server_says_what_to_do(capsys):
