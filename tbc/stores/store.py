@@ -11,10 +11,11 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tbc.axes import TOKENS
+from tbc.axes import TOKENS, USD, Axis, format_amount
 from tbc.contract import ROOT
 from tbc.errors import InvalidAmountError, StoreCorruptError, StoreError, StoreStaleError
 from tbc.journal import ended_calls
+from tbc.money import to_nano
 from tbc.stores import statements
 from tbc.stores.chain import PoolCheck, follow, genesis
 from tbc.stores.rows import (
@@ -348,6 +349,9 @@ def _against_terms(pool: PoolRow, agents: Sequence[AgentRow], rows: Sequence[Acc
         if row.capped != (said[cap] is not None or is_capped(parents[row.agent], row.axis)):
             which = "capped" if row.capped else "uncapped"
             return f"{row.agent!r} is {which} on {row.axis}, and the terms say otherwise"
-        if row.axis == TOKENS and row.agent != ROOT and row.min_reserve != said.get("min_reserve", 0):
-            return f"{row.agent!r} keeps {row.min_reserve} tokens, and its terms say {said['min_reserve']}"
+        axis: Axis = row.axis  # type: ignore[assignment]  # a store keeps no others
+        reserves = {TOKENS: said.get("min_reserve", 0), USD: to_nano("usd", said.get("min_reserve_usd") or 0)}
+        ours, theirs = (format_amount(axis, n) for n in (row.min_reserve, reserves.get(axis, 0)))
+        if ours != theirs:
+            return f"{row.agent!r} keeps {ours}, and its terms say {theirs}"
     return ""

@@ -252,13 +252,19 @@ def test_what_cannot_be_read_is_damage_by_name(url, tmp_path, statement):
     [
         ("UPDATE accounts SET capped = 0 WHERE agent = 'b'", "'b' is uncapped on tokens"),
         ("UPDATE accounts SET capped = 0 WHERE agent = '(root)'", "is uncapped on tokens"),
-        ("UPDATE accounts SET min_reserve = 0", "keeps 0 tokens, and its terms say 40"),
+        ("UPDATE accounts SET min_reserve = 0", "keeps 0 tokens, and its terms say 40 tokens"),
+        ("UPDATE accounts SET min_reserve = 0 WHERE axis = 'usd'", "keeps $0.00, and its terms say $0.50"),
+        (
+            "UPDATE accounts SET min_reserve = 1 WHERE axis = 'calls'",
+            "keeps 1 call, and its terms say 0 calls",
+        ),
+        ("UPDATE accounts SET min_reserve = 7 WHERE agent = '(root)'", "'(root)' keeps "),
     ],
 )
 def test_caps_and_reserves_that_others_changed_are_found(open_again, statement, said):
     with open_again() as store:
-        with open_manager(store, max_tokens=1000) as manager:
-            manager.register_agent("a", max_tokens=400)
+        with open_manager(store, max_tokens=1000, max_usd="5") as manager:
+            manager.register_agent("a", max_tokens=400, max_usd="2", min_reserve_usd="0.50", max_calls=9)
             manager.register_agent("b", parent="a", max_tokens=None)
             assert store.verify()[0].ok
         tamper(store, statement)
