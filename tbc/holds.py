@@ -635,13 +635,13 @@ class Hold(Part):
         kept = self._desk.ends_later
         if kept:
             self.end_later(said)
-            when = "when the store can be written to again, if this process still runs then"
+            when = " when the store can be written to again, if this process still runs then"
         else:
-            when = "by anybody: its manager is closed"
+            when = ": its manager is closed, or of another process"
         no = "" if kept else "not "
         what = "What it set aside is" if said is NOTHING else f"The {self.in_words(said)} that were spent are"
         end = "freed" if said is NOTHING else "booked"
-        failed.add_note(f"{what} {no}{end} on hold {self.hold_id} {when}")
+        failed.add_note(f"{what} {no}{end} on hold {self.hold_id}{when}")
 
     def in_words(self, said: Said) -> str:
         """Return what was said of it: ``"80 tokens"``, ``"80 tokens and $5"``."""

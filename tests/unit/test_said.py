@@ -320,3 +320,20 @@ def test_what_is_left_of_a_store_is_told_in_full(store):
         hold.settle(80, usd="0.01", calls=2)
     with pytest.warns(RuntimeWarning, match=r"with 80 tokens and \$0\.01 and 2 calls"):
         manager.close()
+
+
+@pytest.mark.parametrize(
+    ("spent", "said"), [(60, "The 60 tokens that were spent are not booked"), (0, "is not freed")]
+)
+def test_what_ends_after_the_close_says_that_nobody_books_it(tmp_path, spent, said):
+    manager = open_manager(store=f"sqlite:///{tmp_path}/books.db")
+    with pytest.raises(tbc.StoreError) as failed, manager.hold("a", 100, **HELD) as hold:
+        manager.close()
+        if not spent:
+            raise tbc.NotSent
+        hold.record(spent)
+    (note,) = failed.value.__notes__
+    assert said in note and f"on hold {hold.hold_id}: its manager is closed" in note
+    manager.close()  # and there is nothing to warn of any more
+    with tbc.BudgetManager(store=f"sqlite:///{tmp_path}/books.db") as again:
+        assert again.ledger.open_holds[hold.hold_id].state == "open"
