@@ -72,7 +72,7 @@ class _Seat:
         self.holder = holder
         self.books: SliceBooks | None = None
         self.until = -inf  # of the worker's clock: no local hold from then on
-        self.watched: list[SliceBooks] = []  # given back, until no call is in flight
+        self.watched: list[SliceBooks] = []  # given back: while calls are in flight, or one has ended late
         self.tended = -inf
         self.tended_used = Amounts()
 
@@ -101,7 +101,9 @@ class LeasedManager:
     root, go to the shared pool: a key must be known to all. In ``audit`` mode nothing is refused here either.
 
     At `close`, calls in flight are booked in full, as everything that may have been sent is. What they say
-    later is told if it is more.
+    later is told if it is more. Of a hold that has expired nothing is booked until it is settled after all:
+    late, and once. A settle of a hold whose lease has been given back is answered when the shared pool has
+    it, and raises `StoreError` if it cannot be told; the same settle, `tend` and `close` tell it again.
     """
 
     def __init__(
@@ -259,6 +261,27 @@ class LeasedManager:
                 if seat.books is not None and seat.books.manager is desk:  # it has not been given back
                     self._ask(seat, more)
 
+    def tell_late(self, books: SliceBooks) -> None:
+        """Tell what was spent of a lease that has been given back, and return when it is booked.
+
+        Raises
+        ------
+        StoreError
+            It could not be told. It is tried again by `tend`, by `close`, and by the same settle.
+        """
+        may_wait()
+        seat = self._seats.get(books.agent_name)
+        if seat is not None:
+            seat.watched.append(books)
+            with seat.lock:
+                self._say_finals(seat)
+
+    def tell_later(self, books: SliceBooks) -> None:
+        """Have `tend` tell it; for finalizers, which must not wait."""
+        seat = self._seats.get(books.agent_name)
+        if seat is not None:
+            seat.watched.append(books)
+
     def _hold(
         self,
         agent_name: str,
@@ -395,7 +418,6 @@ class LeasedManager:
                 seat.lock.release()
 
     def _tend_seat(self, seat: _Seat, time: float) -> None:
-        self._tell_late(seat)
         self._say_finals(seat)
         books = seat.books
         if books is None:
@@ -444,26 +466,29 @@ class LeasedManager:
         return True
 
     def _retire(self, seat: _Seat, books: SliceBooks) -> None:
-        books.stop()
+        books.give_back()  # first: who settles after the total was taken is either seen below or tells it
         books.told = seat.holder.closing.get(books.hold_id, books.told)
         seat.watched.append(books)  # also if none is in flight any more: one may just have ended
         seat.books, seat.until, seat.tended_used = None, -inf, Amounts()
 
     def _tell_late(self, seat: _Seat, *, last: bool = False) -> None:
-        """Say what calls that were in flight have cost more than was booked for them.
+        """Note what calls of leases that were given back have cost more than was booked for them.
 
-        At the `last` time those that still are, of a lease that an operator has closed, are booked in full.
+        A hold that expires is no call in flight: if it is settled after all, its books come here again. At
+        the `last` time calls still in flight, of a lease that an operator has closed, are booked in full.
         """
         for books in list(seat.watched):
             flying = books.in_flight()
             used = books.used().plus(flying) if last else books.used()
-            if books.told.at_least(used) != books.told:
-                books.told = books.told.at_least(used)
-                seat.holder.amend(books.hold_id, books.told, estimated=any(flying) or books.take_guessed())
+            total = books.told.at_least(used)
+            if total != books.told:
+                seat.holder.amend(books.hold_id, total, estimated=any(flying) or books.take_guessed())
+                books.told = total
             if not any(flying):
                 seat.watched.remove(books)
 
     def _say_finals(self, seat: _Seat) -> None:
+        self._tell_late(seat)
         for report in seat.holder.final_reports():
             self._shared.answer(report)
             seat.holder.acknowledged(report)
@@ -565,6 +590,7 @@ class LeasedManager:
         may_wait()
         for seat in list(self._seats.values()):
             with seat.lock:
+                self._say_finals(seat)
                 self._tell(seat)
 
     def should_wind_down(self, hold: Hold) -> bool:

@@ -47,6 +47,12 @@ class Worker(Protocol):
     def ask_for(self, desk: SliceDesk, agent_name: str, more: Amounts) -> None:
         """Ask for more of a lease."""
 
+    def tell_late(self, books: SliceBooks) -> None:
+        """Tell what was spent of a lease that has been given back."""
+
+    def tell_later(self, books: SliceBooks) -> None:
+        """Tell it in good time, without ever waiting now."""
+
     def remaining(self, agent_name: str, axis: Axis = TOKENS) -> int | None:
         """Return what an agent has left."""
 
@@ -89,6 +95,7 @@ class SliceDesk(LeasingDesk):
         self._worker = worker
         self.waits = True  # only for the shared pool: see `arun`
         self.guessed = False
+        self.given_back: SliceBooks | None = None
 
     async def arun(self, operation: Callable[[], Any]) -> Any:
         """Await an operation: at once if the slice covers it, else aside."""
@@ -108,14 +115,24 @@ class SliceDesk(LeasingDesk):
         usage: Usage | None = None,
         nano: int | None = None,
     ) -> Settlement:
-        """End a hold; what was spent beyond the slice is asked for first."""
-        if type(tokens) is int and tokens > hold.amount and hold.settlement is None:
+        """End a hold; what was spent beyond the slice is asked for first.
+
+        If the slice has been given back by now, nothing is set aside for it: it is answered when it is told.
+        """
+        if self.given_back is not None:
+            may_wait()
+            self._worker.tell_later(self.given_back)  # if something interrupts this
+        late = hold.settlement is not None
+        if type(tokens) is int and (late or tokens > hold.amount) and hold.state in ("open", "expired"):
             left = self.ledger.remaining(hold.agent_name)
-            if left is not None and tokens - hold.amount > left:
-                self._worker.ask_for(self, hold.agent_name, Amounts(tokens - hold.amount - left))
+            short = tokens - (0 if hold.settlement is not None else hold.amount)  # by now
+            if left is not None and short > left:
+                self._worker.ask_for(self, hold.agent_name, Amounts(short - left))
         ended = super().settle_hold(hold, tokens, estimated, usd, calls, usage, nano)
         if ended.estimated:
             self.guessed = True
+        if self.given_back is not None:  # it may have been just now
+            self._worker.tell_late(self.given_back)
         return ended
 
     def end_later(
@@ -124,6 +141,8 @@ class SliceDesk(LeasingDesk):
         """Settle without ever waiting."""
         self.guessed |= estimated
         super().end_later(hold, tokens, estimated=estimated, usage=usage)
+        if self.given_back is not None:
+            self._worker.tell_later(self.given_back)
 
     def extend_hold(
         self,
@@ -202,6 +221,11 @@ class SliceBooks:
     def go_on(self) -> None:
         """Grant holds again."""
         self.manager.reset_confidence(self.agent_name)
+
+    def give_back(self) -> None:
+        """Grant no hold any more; what settles say from now on is told by themselves."""
+        self.stop()
+        self.manager.given_back = self
 
 
 def shortfalls(decision: Decision | None) -> Amounts:

@@ -11,7 +11,9 @@ import tbc
 from tbc.clock import ManualClock
 from tbc.leased import LeasedManager
 from tbc.leases import Report
+from tbc.slices import SliceBooks
 from tbc.testing import check_books
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -231,6 +233,220 @@ def test_calls_in_flight_of_a_lease_that_an_operator_closed_are_booked_in_full_a
     worker.tend(now=True)
     assert consumed(shared) == 425
     check_books(shared)
+
+
+# -- holds that are settled after they have expired ----------------------------------------------------
+
+
+def by_tending(shared, worker, clock):
+    for _ in range(4):
+        clock.advance(8)
+        worker.tend()
+
+
+def by_closing(shared, worker, clock):
+    worker.close()
+
+
+def by_closing_the_agent(shared, worker, clock):
+    worker.close_agent("writer")
+
+
+def by_another_cap(shared, worker, clock):
+    shared.register_agent("writer", 5, max_tokens=0, max_calls=50, replace=True)
+    clock.advance(30)
+    worker.hold("writer", 10).void()
+
+
+def by_an_operator(shared, worker, clock):
+    clock.advance(60)
+    shared.close_lease(shared.leases()[0].hold_id, 0, calls=0)
+    worker.hold("writer", 10).void()  # of another lease
+
+
+def by_nobody(shared, worker, clock):
+    worker.hold("writer", 990).void()
+
+
+def by_renewing(shared, worker, clock):
+    flying = worker.hold("writer", 100)
+    for _ in range(8):
+        clock.advance(8)
+        worker.tend()
+    flying.void()
+
+
+GIVEN_BACK = (by_tending, by_closing, by_closing_the_agent, by_another_cap, by_an_operator)
+
+
+@pytest.fixture
+def outlived(shared, worker, clock):
+    """A call that is longer than its hold lives."""
+    hold = worker.hold("writer", 500, expires_s=5)
+    clock.advance(6)
+    return hold
+
+
+@pytest.mark.parametrize("end", [*GIVEN_BACK, by_nobody, by_renewing])
+def test_a_call_that_outlives_its_hold_is_booked_once_whatever_became_of_the_lease(
+    shared, worker, clock, outlived, end
+):
+    end(shared, worker, clock)
+    settlement = outlived.settle(420)
+    assert (settlement.tokens, settlement.late) == (420, True)
+    if end in GIVEN_BACK:  # before it was answered
+        assert (consumed(shared), consumed(shared, "calls")) == (420, 1)
+    for _ in range(2):
+        worker.tend(now=True)
+        assert (consumed(shared), consumed(shared, "calls")) == (420, 1)
+    assert outlived.settle(420).repeated
+    worker.close()
+    worker.close()
+    assert (consumed(shared), consumed(shared, "calls")) == (420, 1)
+    assert consumed(shared, "usd") == 0
+
+
+def tell_by_settling(worker, hold):
+    assert hold.settle(420).repeated
+
+
+def tell_by_tending(worker, hold):
+    worker.tend(now=True)
+
+
+def tell_by_closing(worker, hold):
+    worker.close()
+
+
+def tell_by_reading(worker, hold):
+    assert worker.report()["writer"]["consumed"] == 420
+
+
+@pytest.mark.parametrize("lost", ["request", "answer"])
+@pytest.mark.parametrize("again", [tell_by_settling, tell_by_tending, tell_by_closing, tell_by_reading])
+@pytest.mark.parametrize("end", GIVEN_BACK)
+def test_a_late_settle_that_could_not_be_told_is_told_again_and_booked_once(
+    shared, worker, clock, outlived, monkeypatch, end, again, lost
+):
+    end(shared, worker, clock)
+    real = shared.answer
+
+    def answer(message):
+        if lost == "answer":
+            real(message)
+        raise tbc.StoreBusyError("a.db", "locked", "Try again")
+
+    with monkeypatch.context() as away:
+        away.setattr(shared, "answer", answer)
+        for _ in range(2):
+            with pytest.raises(tbc.StoreBusyError):
+                outlived.settle(420)
+    assert consumed(shared) == (420 if lost == "answer" else 0)
+    again(worker, outlived)
+    worker.tend(now=True)
+    assert (consumed(shared), consumed(shared, "calls")) == (420, 1)
+
+
+def test_a_late_settle_of_a_budget_that_has_been_spent_is_booked_and_owed(shared, worker, outlived):
+    spent = 0
+    with pytest.raises(tbc.BudgetExceededError):
+        while True:
+            worker.hold("writer", 40).settle(40)
+            spent += 40
+    assert spent == 10_000
+    outlived.settle(420)
+    worker.close()
+    assert (consumed(shared), shared.remaining("writer")) == (10_420, -420)
+
+
+def test_late_settles_of_many_leases_are_each_booked_once(shared, worker, clock):
+    holds = []
+    for _ in range(3):
+        holds += [worker.hold("writer", 100, expires_s=5) for _ in range(2)]
+        by_tending(shared, worker, clock)
+    assert shared.leases() == []
+    for number, hold in enumerate(reversed(holds)):
+        hold.settle(10 + number)
+    assert (consumed(shared), consumed(shared, "calls")) == (75, 6)
+
+
+def test_a_block_that_outlives_its_hold_books_it_in_full(shared, worker, clock):
+    with worker.hold("writer", 500, expires_s=5):
+        clock.advance(6)
+        by_tending(shared, worker, clock)
+        assert shared.leases() == []
+    assert consumed(shared) == 500
+    assert shared.ledger.history("writer")[-1].estimated
+
+
+def test_a_stream_that_is_dropped_after_its_hold_expired_is_told_without_waiting(shared, worker, clock):
+    def stream():
+        with worker.hold("writer", 500, expires_s=5) as hold:
+            hold.record(120)
+            yield
+
+    left = stream()
+    next(left)
+    clock.advance(6)
+    by_tending(shared, worker, clock)
+    (seat,) = worker._seats.values()
+    with shared._lock, seat.lock:  # garbage collection comes wherever it likes
+        left.close()
+    assert consumed(shared) == 0
+    worker.tend(now=True)
+    assert consumed(shared) == 120
+
+
+@pytest.mark.parametrize("last_look", ["used", "in_flight"])
+def test_a_call_that_ends_while_its_lease_is_given_back_is_booked(
+    shared, worker, clock, outlived, monkeypatch, last_look
+):
+    (seat,) = worker._seats.values()
+    real = getattr(SliceBooks, last_look)
+    settled = []
+
+    def look(books):
+        seen = real(books)
+        if seat.lock.locked() and not settled:
+            settled.append(threading.Thread(target=outlived.settle, args=(420,)))
+            settled[0].start()
+            until(lambda: outlived.state == "settled")
+        return seen
+
+    monkeypatch.setattr(SliceBooks, last_look, look)
+    worker.close()
+    settled[0].join()
+    assert consumed(shared) == 420
+
+
+def test_threads_whose_holds_have_expired_settle_while_leases_come_and_go(shared, worker, clock):
+    holds = [worker.hold("writer", 20, expires_s=5) for _ in range(40)]
+    clock.advance(6)
+    ready = threading.Barrier(5)
+
+    def settle(mine):
+        ready.wait()
+        for hold in mine:
+            hold.settle(20)
+
+    threads = [threading.Thread(target=settle, args=(holds[n::4],)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    for _ in range(20):
+        worker._give_back_idle()
+        worker.hold("writer", 10).void()
+    for thread in threads:
+        thread.join()
+    worker._give_back_idle()
+    assert (consumed(shared), consumed(shared, "calls")) == (800, 40)
+
+
+def test_a_late_settle_of_what_the_slice_has_spent_otherwise_asks_for_more(shared, worker, clock, outlived):
+    worker.hold("writer", 900).settle(900)
+    assert outlived.settle(420).overrun == 0
+    (record,) = shared.leases()
+    assert record.amount.tokens >= 1320
 
 
 def lose_all(message):
