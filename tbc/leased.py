@@ -403,7 +403,13 @@ class LeasedManager:
         """Tell what was spent, renew leases that are in use, and give back what is idle; in good time.
 
         Call it as often as you like, e.g. between calls: it does nothing until a quarter of a lease's length
-        has passed, unless it is to be `now`. Holds that ask for more call it too.
+        has passed, unless it is to be `now`. Holds that ask for more call it too. A renewal that is refused,
+        e.g. as the agent's gate has closed, is no error here: the agent's next hold says so.
+
+        Raises
+        ------
+        StoreError
+            The shared pool cannot be asked. What was to be told is told the next time.
         """
         time = self._clock()
         if not now and time < self._tended + self._lease.seconds / 4:
@@ -429,9 +435,13 @@ class LeasedManager:
         elif not idle:
             seat.tended, seat.tended_used = time, used
             if time >= seat.until - self._lease.seconds / 2:
-                self._ask(seat, Amounts())
-            else:
-                self._tell(seat)
+                try:
+                    self._ask(seat, Amounts())
+                except StoreError:
+                    raise
+                except TBCError:  # its business, and that of no other agent: its next hold says so
+                    pass
+            self._tell(seat)
 
     def _tell(self, seat: _Seat) -> None:
         books = seat.books

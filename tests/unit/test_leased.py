@@ -175,6 +175,29 @@ def test_slices_in_use_are_renewed_and_reported(shared, worker, clock):
     assert consumed(shared) == 70
 
 
+def test_the_closed_gate_of_one_agent_is_no_business_of_the_others(shared, worker, clock):
+    shared.update_agent("writer", confidence_threshold=0.9)
+    shared.register_agent("reader", 5, max_tokens=0)
+    flying = worker.hold("writer", 100)
+    worker.hold("reader", 10).settle(10)
+    shared.report_confidence("writer", 0.95)
+    for turn in range(4):
+        worker.hold("writer", 1).settle(1) if turn < 2 else None
+        clock.advance(8)
+        worker.tend()
+    assert shared.report()["reader"]["consumed"] == 10
+    assert consumed(shared) == 2
+    assert [record.agent_name for record in shared.leases()] == ["writer"]
+    for _ in range(4):
+        clock.advance(8)
+        worker.hold("reader", 4000).settle(10)
+    with pytest.raises(tbc.GateClosedError):
+        worker.hold("writer", 1)
+    flying.settle(70)
+    worker.tend(now=True)
+    assert consumed(shared) == 72
+
+
 def test_calls_in_flight_at_the_close_are_booked_in_full_and_more_if_they_say_so(shared, clock):
     worker = LeasedManager(shared, clock=clock)
     small, large = worker.hold("writer", 100), worker.hold("writer", 200)
