@@ -43,11 +43,20 @@ from tbc.axes import CALLS, TOKENS, USD, Axis
 from tbc.clock import Clock, system_clock
 from tbc.contract import ROOT, check_amount
 from tbc.decision import Decision
-from tbc.errors import BudgetExceededError, SliceTooSmallError, StoreError, TBCError
+from tbc.errors import BudgetExceededError, SliceTooSmallError, StoreError, TBCError, UnknownHoldError
 from tbc.holds import Hold, PendingHold
 from tbc.leases import Amounts, Lease, LeaseHolder, Refused, Report
 from tbc.pool import has_reached, nano_dollars
-from tbc.slices import SliceBooks, SliceDesk, Waits, dollars, may_wait, shortfalls, without_waiting
+from tbc.slices import (
+    SliceBooks,
+    SliceDesk,
+    Waits,
+    dollars,
+    may_wait,
+    numbers_of_slices,
+    shortfalls,
+    without_waiting,
+)
 from tbc.stored import WaitingHold, undo_of
 
 if TYPE_CHECKING:
@@ -119,6 +128,7 @@ class LeasedManager:
         self._holder = holder
         self._clock = clock
         self._life = uuid4().hex
+        self._numbers = numbers_of_slices()
         self._seats: dict[str, _Seat] = {}
         self._adding = threading.Lock()
         self._tended = clock()
@@ -384,18 +394,9 @@ class LeasedManager:
         return seat
 
     def _open_books(self, seat: _Seat, hold_id: int) -> SliceBooks:
-        name, leased, shared = seat.holder.agent_name, seat.holder.leased, self._shared
-        manager = shared.make_slice(self, self._clock)
-        usd = leased[USD]
-        manager.register_agent(
-            name,
-            max_tokens=leased[TOKENS],
-            min_reserve=0,
-            confidence_threshold=1.0,
-            max_usd=None if usd is None else dollars(usd),
-            max_calls=leased[CALLS],
-        )
-        return SliceBooks(manager, name, hold_id)
+        desk = self._shared.make_slice(self, self._clock)
+        desk.ledger.numbers_from = next(self._numbers)
+        return SliceBooks(desk, seat.holder.agent_name, hold_id, seat.holder.leased)
 
     # -- giving back -----------------------------------------------------------------------------------
 
@@ -556,6 +557,21 @@ class LeasedManager:
 
     # -- reading ---------------------------------------------------------------------------------------
 
+    def find_hold(self, hold_id: int) -> Hold:
+        """Return the hold of that number: out of a lease, open or ended lately, or in the shared pool.
+
+        Raises
+        ------
+        UnknownHoldError
+            There is none, it is forgotten, it is another worker's, or it is a lease.
+        """
+        for seat in list(self._seats.values()):
+            for books in (seat.books, *seat.watched):
+                if books is not None:
+                    with suppress(UnknownHoldError):
+                        return books.manager.find_hold(hold_id)
+        return self._shared.find_hold(hold_id)
+
     def decide(self, agent_name: str, tokens: int = 0, **how: Any) -> Decision:
         """Return what `hold` would do, and why: from the lease if that covers it, else in the shared pool."""
         seat = self._seats.get(agent_name)
@@ -659,3 +675,4 @@ def _forget(myself: weakref.ref[LeasedManager]) -> None:
     manager = myself()
     if manager is not None:
         manager._seats, manager._life, manager._adding = {}, uuid4().hex, threading.Lock()
+        manager._numbers = numbers_of_slices()

@@ -394,7 +394,8 @@ class Pool:
 
     def _look_up_hold(self, hold_id: int) -> Hold | None:
         ledger = self.ledger
-        known: Hold | None = ledger.open_holds.get(hold_id) or ledger.journal.hold(hold_id, ledger.seq)
+        line = hold_id - ledger.numbers_from
+        known: Hold | None = ledger.open_holds.get(hold_id) or ledger.journal.hold(line, ledger.seq)
         return known
 
     def statement(self, agent_name: str | None = None) -> Statement:

@@ -6,10 +6,12 @@ loop must not wait for its answer: what would have to, raises `Waits` there, and
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from decimal import Decimal
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
@@ -30,12 +32,17 @@ __all__ = [
     "Worker",
     "dollars",
     "may_wait",
+    "numbers_of_slices",
     "shortfalls",
     "without_waiting",
 ]
 
 #: What one seat keeps of its journal; the shared pool has the lasting one.
 _KEEP: Final = 256
+#: Where the numbers of holds out of slices begin: beyond all that a pool gives, and exact in JSON.
+_NUMBERS_FROM: Final = 2**52
+#: How many of them a slice has.
+_NUMBERS_EACH: Final = 2**28
 
 
 class Worker(Protocol):
@@ -180,11 +187,22 @@ class SliceDesk(LeasingDesk):
 class SliceBooks:
     """The local books of one lease: a pool of one agent whose caps are what is leased."""
 
-    def __init__(self, manager: SliceDesk, agent_name: str, hold_id: int) -> None:
+    def __init__(
+        self, manager: SliceDesk, agent_name: str, hold_id: int, leased: dict[Axis, int | None]
+    ) -> None:
         self.manager = manager
         self.agent_name = agent_name
         self.hold_id = hold_id
         self.told = Amounts()  # the total that the shared pool knows
+        usd = leased[USD]
+        manager.register_agent(
+            agent_name,
+            max_tokens=leased[TOKENS],
+            min_reserve=0,
+            confidence_threshold=1.0,
+            max_usd=None if usd is None else dollars(usd),
+            max_calls=leased[CALLS],
+        )
 
     def used(self) -> Amounts:
         """Return what was spent in all."""
@@ -226,6 +244,11 @@ class SliceBooks:
         """Grant no hold any more; what settles say from now on is told by themselves."""
         self.stop()
         self.manager.given_back = self
+
+
+def numbers_of_slices() -> count[int]:
+    """Return from where each slice of a worker numbers its holds; every worker begins somewhere else."""
+    return count(_NUMBERS_FROM + secrets.randbelow(2**51), _NUMBERS_EACH)
 
 
 def shortfalls(decision: Decision | None) -> Amounts:

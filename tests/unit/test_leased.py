@@ -523,6 +523,37 @@ def test_remaining_and_decide_see_both_sides(shared, worker):
     assert worker.remaining("writer") == 910
 
 
+def test_the_number_of_a_hold_finds_it_and_no_other(shared, worker):
+    shared.register_agent("reader", 5, max_tokens=0)
+    shared.update_agent("writer", confidence_threshold=0.9)
+    elsewhere = [shared.hold("reader", tokens) for tokens in range(8)]
+    other = LeasedManager(shared, holder="other")
+    holds = [worker.hold(name, 10) for name in ("writer", "reader") * 8]
+    holds += [other.hold("writer", 10), worker.hold("writer", 10, key="k"), worker.hold("writer", 2000)]
+    numbers = [hold.hold_id for hold in (*holds, *elsewhere)]
+    assert len(set(numbers)) == len(numbers)
+    assert all(0 < number < 2**53 for number in numbers)
+    for hold in (*holds[:16], *holds[17:], *elsewhere):
+        assert worker.find_hold(hold.hold_id) is hold
+    for number in (holds[16].hold_id, 2**60, -1, "1", None, shared.leases()[0].hold_id):
+        with pytest.raises(tbc.UnknownHoldError):
+            worker.find_hold(number)
+    holds[0].settle(7)
+    assert worker.find_hold(holds[0].hold_id) is holds[0]
+    other.close()
+
+
+def test_a_call_in_flight_is_found_when_its_slice_is_given_back(shared, clock):
+    worker = LeasedManager(shared, clock=clock)
+    first = worker.hold("writer", 10)
+    clock.advance(60)
+    shared.close_lease(shared.leases()[0].hold_id, 0, calls=0)
+    second = worker.hold("writer", 10)
+    worker.close()
+    assert [worker.find_hold(hold.hold_id) for hold in (first, second)] == [first, second]
+    assert first.hold_id != second.hold_id
+
+
 def test_an_awaited_hold_is_the_same(worker):
     import asyncio
 
@@ -575,8 +606,9 @@ def test_two_workers_share_one_budget(shared, clock):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_child_does_not_spend_its_parents_slices(shared, worker):
     worker.hold("writer", 100).settle(90)
+    numbers = worker._numbers
     child = os.fork()
     if not child:
-        os._exit(0 if worker._seats == {} else 1)
+        os._exit(0 if worker._seats == {} and worker._numbers is not numbers else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert worker._seats
