@@ -563,7 +563,8 @@ class LeasedManager:
         Raises
         ------
         UnknownHoldError
-            There is none, it is forgotten, it is another worker's, or it is a lease.
+            There is none, it is another worker's, it is a lease, or it is forgotten: as one that has ended
+            is when its slice has been given back.
         """
         for seat in list(self._seats.values()):
             for books in (seat.books, *seat.watched):
