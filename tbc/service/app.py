@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tbc.clock import Clock, system_clock
-from tbc.errors import InvalidRequestError, UnknownPriceError
+from tbc.errors import InvalidContractError, InvalidRequestError, UnknownPriceError
 from tbc.service import agent_runs, agents, spending, tiers
 from tbc.service.answers import HealthAnswer
 from tbc.service.bearers import Bearers
@@ -28,7 +28,7 @@ from tbc.service.metrics import CONTENT_TYPE, MetricsAnswer, wants_json
 from tbc.service.openapi import document
 from tbc.service.page import page_routes
 from tbc.service.pools import OpenPool, Pools
-from tbc.service.problems import Problem, answer_to
+from tbc.service.problems import Problem, answer_to, pool_differs
 from tbc.service.requests import EventsQuery
 from tbc.service.roles import Role, serves
 from tbc.service.stream import Listeners, follow
@@ -134,7 +134,10 @@ class Service:
         name = self._door.admit(operation, headers)
         if operation.scope is None:
             return None
-        return self.pools.open.get(name) or await self.pools.get(name)
+        try:
+            return self.pools.open.get(name) or await self.pools.get(name)
+        except InvalidContractError as error:  # nothing that the request says
+            raise pool_differs(error) from error
 
     def check_names(self, headers: Mapping[bytes, bytes]) -> None:
         """Refuse what a page of the web may have sent; see `Door.check_names`."""

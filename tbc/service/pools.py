@@ -227,6 +227,14 @@ class Pools:
             pool = self.open[name] = OpenPool(name, manager, self._store)
             return pool
 
+    def open_now(self, name: str) -> None:
+        """Open a pool before anything is served; what is wrong with it raises, and all is closed again."""
+        try:
+            self.open[name] = OpenPool(name, self._make(name), self._store)
+        except BaseException:
+            self.close()
+            raise
+
     def close(self) -> None:
         """Close all of them, and the store."""
         for pool in self.open.values():
