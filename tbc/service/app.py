@@ -177,12 +177,10 @@ class Service:
         except Exception:
             _LOG.exception("a choice was not counted")
 
-    def count(
-        self, pool: OpenPool, operation: Operation, seconds: float, answer: Any, key: str | None
-    ) -> None:
+    def count(self, pool: OpenPool, operation: Operation, seconds: float, answer: Any) -> None:
         """Count a request that was served. What goes wrong with counting is nobody's error but ours."""
         try:
-            pool.metrics.answered(operation.name, seconds, answer, key)
+            pool.metrics.answered(operation.name, seconds, answer)
         except Exception:
             _LOG.exception("a request was not counted")
 
@@ -327,7 +325,7 @@ class _Endpoint:
             else:
                 answer = await operation.serve(call)
                 if pool is not None:
-                    service.count(pool, operation, service.clock() - began, answer, call.key)
+                    service.count(pool, operation, service.clock() - began, answer)
                 if type(answer) is Text:
                     await _send(send, 200, answer.body, answer.headers)
                 else:

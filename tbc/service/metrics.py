@@ -26,7 +26,7 @@ from tbc.axes import CALLS, NANO, TOKENS, USD
 from tbc.decision import Decision, Settlement, Transfer
 from tbc.labels import OTHER, FirstLabels
 from tbc.service.refusals import Refusals
-from tbc.wire import decision_object, transfer_object
+from tbc.wire import transfer_object
 
 if TYPE_CHECKING:
     from tbc.holds import Hold
@@ -183,7 +183,7 @@ class Metrics:
 
     # -- counting ------------------------------------------------------------------------------------------
 
-    def answered(self, operation: str, seconds: float, answer: Any, key: str | None = None) -> None:
+    def answered(self, operation: str, seconds: float, answer: Any) -> None:
         """Count a request that was served."""
         counts = self._counts
         counts.add("tbc_requests", operation, "200")
@@ -191,8 +191,6 @@ class Metrics:
             counts.observe("tbc_hold_seconds", seconds)
             decision = answer["decision"]
             counts.add("tbc_decisions", "fits" if decision is None else decision["status"])
-            if decision is not None and decision["verdict"] == "REFUSE":
-                self.refusals.add(decision, key)
             self._moves(answer["loans"])
         elif operation in ("settleHold", "voidHold"):
             if operation == "settleHold":
@@ -210,8 +208,8 @@ class Metrics:
         """Count a hold that a step of a run has been granted."""
         decision = hold.decision
         self._counts.add("tbc_decisions", "fits" if decision is None else str(decision.status))
-        if decision is not None and not decision.allowed:
-            self.refusals.add(decision_object(decision))
+        if decision is not None and decision.status.refuses:  # audit mode: it would have been refused
+            self.refusals.add(decision)
         self.moved(hold.loans)
 
     def ended(self, settlement: Settlement) -> None:
@@ -247,7 +245,7 @@ class Metrics:
             self._counts.add("tbc_decisions", code)
             return
         self._counts.add("tbc_decisions", str(decision.status))
-        self.refusals.add(decision_object(decision), key)
+        self.refusals.add(decision, key)
         for each in (decision, *decision.others):
             if each.unmet:
                 self._add_amount("tbc_unmet", each.axis, self._priority(priority), each.unmet)

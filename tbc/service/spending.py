@@ -42,6 +42,8 @@ async def open_hold(call: Call) -> HoldAnswer:
             at_least=asked.at_least,
         )
         number = pool.number(hold)
+    if hold.decision is not None and hold.decision.status.refuses:  # audit mode: it would have been refused
+        pool.metrics.refusals.add(hold.decision, call.key)
     return hold_object(hold, number)
 
 

@@ -127,21 +127,21 @@ class Listeners:
         loop = self._loop
         if loop is None or loop.is_closed():
             return
-        loop.call_soon_threadsafe(self._wake, None if isinstance(event, Booked) else _notice(event))
+        loop.call_soon_threadsafe(self._wake, None if isinstance(event, Booked) else self._notice(event))
+
+    def _notice(self, event: object) -> tuple[str, Any] | None:
+        if isinstance(event, Refused):
+            at = self._pool.metrics.refusals.add(event.decision)
+            return "refused", {"at": at, **decision_object(event.decision)}
+        if isinstance(event, GateMoved):
+            return "gate", attrs.asdict(event)
+        if isinstance(event, ThresholdReached):
+            return "threshold", attrs.asdict(event)
+        return None
 
     def _wake(self, notice: tuple[str, Any] | None) -> None:
         for listener in self._all:
             listener.tell(notice)
-
-
-def _notice(event: object) -> tuple[str, Any] | None:
-    if isinstance(event, Refused):
-        return "refused", decision_object(event.decision)
-    if isinstance(event, GateMoved):
-        return "gate", attrs.asdict(event)
-    if isinstance(event, ThresholdReached):
-        return "threshold", attrs.asdict(event)
-    return None
 
 
 async def follow(

@@ -12,6 +12,7 @@ import pytest
 import tbc
 from tbc.clock import ManualClock
 from tbc.leased import LeasedManager
+from tbc.policy import V1
 from tbc.service import Limits, OpenPool, Pools, Service, create_app
 from tests.live_page import served
 from tests.service_client import client_of, make_service, streaming
@@ -484,6 +485,43 @@ async def test_a_stream_tells_what_happens_while_it_is_open(app, manager, servic
         names = {(await stream.next())[0] for _ in range(3)}
         assert names == {"entry", "gate", "threshold"}
     assert manager._subscribers is not None and not manager._subscribers._callbacks  # nobody listens any more
+
+
+@pytest.mark.parametrize("mode", ["enforce", "audit"])
+def test_a_refusal_of_the_stream_is_found_in_the_list_by_its_time(mode):
+    async def within():
+        manager = tbc.BudgetManager(max_tokens=20_000, mode=mode)
+        manager.register_agent("writer", max_tokens=4_000)
+        service = make_service(lambda name: manager, policy=V1)
+        refusals = (await service.pools.get("default")).metrics.refusals
+        refusals._wall = lambda: 1_000_000_000_000_000_000  # it stands still
+        async with client_of(service) as client, streaming(create_app(service)) as stream:
+            await asyncio.wait_for(stream.chunks.get(), 20)  # it has begun
+            told = []
+
+            async def next_one():
+                while True:
+                    name, _, data = await stream.next()
+                    if name == "refused":
+                        told.append((data["at"], data["agent_name"], data["requested"]))
+                        return
+
+            async def listed():
+                found = (await client.get("/v1/refusals")).json()["refusals"]
+                return [(each["at"], each["agent_name"], each["requested"]) for each in found]
+
+            for tokens, key in ((50_000, None), (50_000, None), (60_000, "k"), (60_000, "k")):
+                await hold(client, tokens=tokens, key=key)
+            for _ in range(3):
+                await next_one()
+            assert await listed() == told
+            await client.post("/agent/run", json={"goal": "x", "agent_name": "writer", "budget": "9000"})
+            if mode == "audit":
+                await next_one()
+            assert [at for at, *_ in told] == sorted({at for at, *_ in told})
+            assert (await listed())[: len(told)] == told
+
+    asyncio.run(within())
 
 
 @with_stream
