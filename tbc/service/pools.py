@@ -171,6 +171,13 @@ class OpenPool:
         lines = self.store.entries(self.name, since)
         return await asyncio.to_thread(lambda: list(islice(lines, most))), False
 
+    async def is_ahead(self, since: int) -> bool:
+        """Return whether the journal does not reach line `since`: who has read that, has read another one."""
+        if not since:
+            return False
+        lines, folded = await self.entries(since - 1, 1)
+        return not lines and not folded
+
     async def refusals(self) -> Iterable[Any]:
         """Return the last refusals: of this server, or what a pool that is only viewed has of others."""
         if isinstance(self.manager, ViewedPool):

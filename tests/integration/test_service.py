@@ -603,6 +603,36 @@ def test_a_reader_whose_lines_are_gone_is_told_so():
     asyncio.run(within())
 
 
+def test_a_reader_of_another_journal_is_told_so():
+    async def within():
+        manager = tbc.BudgetManager(max_tokens=20_000)
+        manager.register_agent("writer", max_tokens=4_000)
+        service = make_service(lambda name: manager)
+        app = create_app(service)
+        async with client_of(service) as client:
+
+            async def folded(since):
+                page = (await client.get(f"/v1/entries?since={since}")).json()
+                assert since < 2 or page["entries"] == []
+                return page["folded"]
+
+            assert [await folded(since) for since in (0, 1, 2, 3, 500)] == [False, False, False, True, True]
+        for since in (3, 500):
+            async with streaming(app, headers=[(b"last-event-id", b"%d" % since)]) as stream:
+                last = manager.statement().seq
+                assert await stream.next() == ("gap", None, {"since": since, "first": last + 1})
+                manager.hold("writer", 10)
+                assert (await stream.next())[:2] == ("entry", str(last + 1))
+            manager.record_usage("writer", 0)
+        last = manager.statement().seq
+        async with streaming(app, f"since={last}") as stream:  # nobody is told who has read all of it
+            await asyncio.wait_for(stream.chunks.get(), 20)
+            manager.hold("writer", 10)
+            assert (await stream.next())[:2] == ("entry", str(last + 1))
+
+    asyncio.run(within())
+
+
 def test_a_reader_that_falls_behind_is_told_how_many_notices_it_missed():
     async def within():
         manager = tbc.BudgetManager(max_tokens=100)

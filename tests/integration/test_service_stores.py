@@ -11,10 +11,10 @@ import tbc
 from tbc.clock import ManualClock
 from tbc.errors import StoreAwayError
 from tbc.policy import V1
-from tbc.service import Pools, Service
+from tbc.service import Pools, Service, create_app
 from tbc.service.executors import Executor
 from tbc.service.probe import Probe
-from tests.service_client import client_of
+from tests.service_client import client_of, streaming
 
 
 @pytest.fixture
@@ -119,6 +119,25 @@ def test_runs_spend_from_leases(restarted):
         async with client_of(again) as client:
             assert await spent(client) == {"writer": 3 * 35_000_000}
         again.pools.close()
+
+    asyncio.run(within())
+
+
+def test_who_has_read_what_another_server_has_written_is_not_ahead_of_the_journal(restarted):
+    async def within():
+        one, other = restarted(), restarted()
+        async with client_of(one) as writes, client_of(other) as reads:
+            assert (await reads.get("/v1/entries?since=0")).status_code == 200  # it has the pool open
+            await ask(writes, "/v1/agents", {"agent_name": "writer", "max_tokens": 5_000})
+            last = (await writes.get("/v1/report")).json()["seq"]
+            for since, folded in ((last, False), (last + 1, True)):
+                page = (await reads.get(f"/v1/entries?since={since}")).json()
+                assert (page["entries"], page["folded"]) == ([], folded)
+                async with streaming(create_app(other), f"since={since}") as stream:
+                    first = (await asyncio.wait_for(stream.chunks.get(), 20))["body"]
+                    assert (b"event: gap" in first) == folded
+        one.pools.close()
+        other.pools.close()
 
     asyncio.run(within())
 
