@@ -297,7 +297,7 @@ def test_while_a_server_is_away_nobody_is_told_that_the_connections_are_in_use(s
 
 
 def interrupted_at(function: str, text: str):
-    """Return a trace that raises `KeyboardInterrupt` at the first line of `function` with `text`, and where it did."""
+    """Return a trace that interrupts the first line of `function` that has `text`, and where it did."""
     raised = []
 
     def watch(frame, event, _):
