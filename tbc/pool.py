@@ -347,6 +347,25 @@ class Pool:
         others: dict[Axis, Rebalance] = {axis: each for axis, each in done.items() if axis != TOKENS}
         return attrs.evolve(done[TOKENS], others=others) if others else done[TOKENS]
 
+    def claim_key(self, key: str, content: tuple[object, ...], name: str) -> str:
+        """Return the name that a key was claimed under first: this one, if the key is new.
+
+        For what is begun once and is no operation on the books.
+
+        Raises
+        ------
+        KeyConflictError
+            The key was used for something else.
+        """
+        with self._lock:
+            self.ledger.look()
+            first: str | None = self.ledger.answers.recall(key, content)
+            if first is None:
+                first = name
+                self._remember(key, content, name)
+        self._tell()
+        return first
+
     # -- reading ---------------------------------------------------------------------------------------
 
     def now(self) -> float:

@@ -52,6 +52,7 @@ __all__ = ["StoredDesk", "WaitingHold", "undo_of"]
 _OPERATIONS: Final = (
     "accounts",
     "answer",
+    "claim_key",
     "close_agent",
     "close_lease",
     "decide",

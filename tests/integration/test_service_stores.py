@@ -88,6 +88,92 @@ def test_what_was_held_and_run_outlives_the_server(restarted):
     asyncio.run(after(asyncio.run(before())))
 
 
+def test_a_run_that_was_stopped_before_it_held_anything_is_not_made_after_a_restart(restarted):
+    async def before():
+        service = restarted()
+        async with client_of(service) as client:
+            _, stopped = await ask(client, "/agent/run", {**RUN, "budget": 0}, "r")
+            assert (stopped["status"], stopped["total_cost"]) == ("stopped", 0)
+        service.pools.close()
+        return stopped["run_id"]
+
+    async def after(run_id):
+        service = restarted()
+        async with client_of(service) as client:
+            for _ in range(2):
+                status, answer = await ask(client, "/agent/run", {**RUN, "budget": 0}, "r")
+                assert (status, answer["error"]["code"]) == (409, "run_forgotten")
+                assert answer["error"]["details"]["run"] == run_id
+            status, answer = await ask(client, "/agent/run", RUN, "r")
+            assert (status, answer["error"]["code"]) == (409, "key_conflict")
+            assert await spent(client) == {"runs": 0}
+            assert (await client.get("/runs")).json()["runs"] == []
+        service.pools.close()
+
+    asyncio.run(after(asyncio.run(before())))
+
+
+def test_one_of_two_servers_that_are_asked_at_once_makes_a_run(restarted):
+    both = threading.Barrier(2)
+
+    class Judged:
+        """The policy is asked by both before either has written the key."""
+
+        def __init__(self, judge):
+            self._judge = judge
+            self._asked = False
+
+        async def __call__(self, asked):
+            if not self._asked:
+                self._asked = True
+                await asyncio.to_thread(both.wait, 60)
+            return await self._judge(asked)
+
+    async def within():
+        services = [restarted(), restarted()]
+        for service in services:
+            service.judge = Judged(service.judge)
+        async with client_of(services[0]) as one, client_of(services[1]) as other:
+            answers = await asyncio.gather(*(ask(client, "/agent/run", RUN, "r") for client in (one, other)))
+            (made,) = [answer for status, answer in answers if status == 200]
+            (refused,) = [answer for status, answer in answers if status == 409]
+            assert refused["error"]["code"] == "run_forgotten"
+            assert refused["error"]["details"]["run"] == made["run_id"]
+            assert await spent(one) == await spent(other) == {"runs": made["total_cost"]}
+        for service in services:
+            service.pools.close()
+
+    asyncio.run(within())
+
+
+@pytest.mark.parametrize("lost", ["the key", "the first hold"])
+def test_a_store_that_goes_away_as_a_run_begins(restarted, lost):
+    async def within():
+        service = restarted()
+        async with client_of(service) as client:
+            await ask(client, "/agent/run", {**RUN, "budget": 0})
+            (pool,) = service.pools.open.values()
+            name = "claim_key" if lost == "the key" else "ahold"
+            kept = getattr(pool.manager, name)
+
+            def away(*what, **how):
+                raise StoreAwayError("db", "no answer", "wait")
+
+            setattr(pool.manager, name, away)
+            status, answer = await ask(client, "/agent/run", RUN, "r")
+            setattr(pool.manager, name, kept)
+            again = await ask(client, "/agent/run", RUN, "r")
+            if lost == "the key":
+                assert (status, answer["error"]["code"]) == (503, "store_away")
+                assert (again[0], again[1]["status"]) == (200, "completed")
+            else:
+                assert (status, answer["status"], answer["stop"]["cause"]) == (200, "failed", "store_away")
+                assert again == (200, answer)
+        service.pools.close()
+
+    asyncio.run(within())
+
+
 def test_a_callable_that_raises_leaves_nothing_open_in_a_store(restarted):
     def model(step):
         if step.name == "execute":
@@ -111,12 +197,14 @@ def test_runs_spend_from_leases(restarted):
         service = restarted(lease=tbc.Lease(share=0.5, seconds=30))
         async with client_of(service) as client:
             await ask(client, "/v1/agents", {"agent_name": "writer", "max_tokens": 9_000, "max_usd": "1"})
-            for _ in range(3):
-                status, done = await ask(client, "/agent/run", {**RUN, "agent_name": "writer"})
+            for key in "abc":
+                status, done = await ask(client, "/agent/run", {**RUN, "agent_name": "writer"}, key)
                 assert (status, done["status"]) == (200, "completed")
         await asyncio.to_thread(service.pools.close)
-        again = restarted()
+        again = restarted(lease=tbc.Lease(share=0.5, seconds=30))
         async with client_of(again) as client:
+            status, answer = await ask(client, "/agent/run", {**RUN, "agent_name": "writer"}, "c")
+            assert (status, answer["error"]["code"]) == (409, "run_forgotten")
             assert await spent(client) == {"writer": 3 * 35_000_000}
         again.pools.close()
 
