@@ -416,6 +416,14 @@ class Pool:
         known: Hold | None = ledger.open_holds.get(hold_id) or ledger.journal.hold(hold_id, ledger.seq)
         return known
 
+    def knows_key(self, key: str | None) -> bool:
+        """Free what has expired, and return whether there is an answer under a key."""
+        with self._lock:
+            self.ledger.look()
+            known = key is not None and self.ledger.answers.knows(key)
+        self._tell()
+        return known
+
     def statement(self, agent_name: str | None = None) -> Statement:
         """Return the accounts of everybody, or of one agent, on every axis that is kept, as of one moment."""
         with self._lock:

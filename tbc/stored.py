@@ -61,6 +61,7 @@ _OPERATIONS: Final = (
     "hold",
     "hold_call",
     "hold_priced",
+    "knows_key",
     "lease",
     "leases",
     "rebalance",

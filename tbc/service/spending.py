@@ -29,7 +29,7 @@ async def open_hold(call: Call) -> HoldAnswer:
     """Set an amount aside."""
     asked: NewHold = call.body
     pool = call.pool
-    with pool.room(call.service.limits.open_holds, call.key):
+    async with pool.room(call.service.limits.open_holds, call.key):
         hold = await pool.manager.ahold(
             asked.agent_name,
             asked.tokens,

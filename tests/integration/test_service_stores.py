@@ -11,7 +11,7 @@ import tbc
 from tbc.clock import ManualClock
 from tbc.errors import StoreAwayError
 from tbc.policy import V1
-from tbc.service import Pools, Service
+from tbc.service import Limits, Pools, Service
 from tbc.service.executors import Executor
 from tbc.service.probe import Probe
 from tests.service_client import client_of
@@ -21,13 +21,13 @@ from tests.service_client import client_of
 def restarted(open_again):
     """Return what starts a service over the same store again."""
 
-    def start(executor=None, **how):
+    def start(executor=None, limits=None, **how):
         store = open_again()
 
         def make(name):
             return tbc.BudgetManager(pool=name, store=store, max_tokens=100_000, max_usd="5", **how)
 
-        return Service(Pools(make, store), policy=V1, executor=executor)
+        return Service(Pools(make, store), policy=V1, executor=executor, limits=limits or Limits())
 
     return start
 
@@ -84,6 +84,43 @@ def test_what_was_held_and_run_outlives_the_server(restarted):
             assert settled == 200
             assert await spent(client) == {"writer": 10_000_000, "runs": 35_000_000}
         service.pools.close()
+
+    asyncio.run(after(asyncio.run(before())))
+
+
+def test_where_no_more_may_be_held_a_hold_is_found_under_its_key_and_what_has_expired_makes_room(restarted):
+    clock = ManualClock()
+
+    def start():
+        return restarted(limits=Limits(open_holds=2), clock=clock)
+
+    async def before():
+        service = start()
+        async with client_of(service) as client:
+            await ask(client, "/v1/agents", {"agent_name": "writer", "max_tokens": 5_000, "max_usd": "1"})
+            held = [(await ask(client, "/v1/holds", HOLD, key))[1]["hold_id"] for key in "xy"]
+            service.pools.close()
+            return held
+
+    async def after(held):
+        one, other = start(), start()
+        for service in (one, other):
+            async with client_of(service) as client:
+                for key, number in zip("xy", held, strict=True):
+                    status, answer = await ask(client, "/v1/holds", HOLD, key)
+                    assert (status, answer.get("hold_id")) == (200, number)
+                for key in ("z", None):
+                    status, answer = await ask(client, "/v1/holds", HOLD, key)
+                    assert (status, answer["error"]["code"]) == (429, "too_many_open_holds")
+        async with client_of(one) as first, client_of(other) as second:
+            await ask(first, f"/v1/holds/{held[0]}/void", {})
+            assert (await ask(second, "/v1/holds", {**HOLD, "expires_s": 1}))[0] == 200
+            assert (await first.get("/v1/report")).json()["open_holds"] == 2
+            assert (await ask(first, "/v1/holds", HOLD, "z"))[0] == 429
+            clock.advance(2)
+            assert (await ask(first, "/v1/holds", HOLD, "z"))[0] == 200
+        one.pools.close()
+        other.pools.close()
 
     asyncio.run(after(asyncio.run(before())))
 
