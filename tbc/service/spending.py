@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import partial
 from typing import Final
 
@@ -85,12 +84,11 @@ async def extend(call: Call) -> HoldAnswer:
     more: Extension = call.body
     number = call.path["hold_id"]
     hold = await call.pool.find(number)
-    lent = Counter(hold.loans)
     try:
-        await hold.aextend(more.tokens, usd=money(more), expires_s=more.expires_s, key=call.key)
+        lent = await hold.aextend(more.tokens, usd=money(more), expires_s=more.expires_s, key=call.key)
     except HoldEndedError as error:
         raise call.pool.under(number, error) from None
-    call.pool.metrics.moved((Counter(hold.loans) - lent).elements())
+    call.pool.metrics.moved(lent)
     return hold_object(hold, number)
 
 

@@ -229,6 +229,27 @@ def test_a_callable_that_raises_leaves_nothing_open_in_a_store(restarted):
     asyncio.run(within())
 
 
+def test_what_moved_for_extensions_at_once_is_counted_once(restarted):
+    async def within():
+        service = restarted()
+        async with client_of(service) as client:
+            await ask(client, "/v1/agents", {"agent_name": "writer", "max_tokens": 0})
+            _, held = await ask(client, "/v1/holds", {"agent_name": "writer", "tokens": 100, "usd": "0"})
+            path = f"/v1/holds/{held['hold_id']}/extend"
+            more = [ask(client, path, {"tokens": tokens}) for tokens in range(1, 11)]
+            again = [ask(client, path, {"tokens": 100}, "k") for _ in range(5)]
+            assert {status for status, _ in await asyncio.gather(*more, *again)} == {200}
+            entries = (await client.get("/v1/entries?limit=1000")).json()["entries"]
+            drawn = [entry["allocated"] for entry in entries if entry["kind"] == "draw"]
+            assert (len(drawn), sum(drawn)) == (12, 100 + 55 + 100)
+            metrics = (await client.get("/metrics")).text
+            for name, count in (("transfers", 12), ("moved", 255)):
+                assert f'tbc_{name}_total{{axis="tokens",kind="draw"}} {count}.0' in metrics
+        service.pools.close()
+
+    asyncio.run(within())
+
+
 def test_runs_spend_from_leases(restarted):
     async def within():
         service = restarted(lease=tbc.Lease(share=0.5, seconds=30))
