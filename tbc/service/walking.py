@@ -482,7 +482,7 @@ class Walk:
         run.latency_ms += step["latency_ms"]
         if settlement is None:
             return
-        self._pool.metrics.ended(settlement)
+        self._pool.metrics.paid(settlement)
         money = settlement.on(USD)
         step["cost"], step["cost_usd"] = settlement.usd, usd_string(settlement.usd)
         step["tokens"] = settlement.tokens
