@@ -408,7 +408,7 @@ async def test_a_callable_that_raises_fails_the_run_and_what_is_known_is_booked(
     assert manager.report(axis="usd")["runs"]["consumed"] == found["total_cost"]
 
 
-@pytest.mark.parametrize("kind", [asyncio.CancelledError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit])
 @pytest.mark.parametrize("awaited", [True, False])
 def test_a_callable_that_raises_what_ends_tasks_fails_its_own_step_alone(kind, awaited, caplog):
     secret = "-".join(["sk", "secret"])  # the log has the lines that it came through
@@ -434,6 +434,18 @@ def test_a_callable_that_raises_what_ends_tasks_fails_its_own_step_alone(kind, a
 
     ask()
     assert kind.__name__ in caplog.text and "sk-secret" not in caplog.text
+
+
+def test_a_step_that_nobody_goes_on_with_is_closed():
+    async def model(step):
+        await asyncio.get_running_loop().create_future()
+
+    async def begin():
+        calling = Executor("m:f", model).call(None)
+        calling.send(None)
+        return calling
+
+    asyncio.run(begin()).close()
 
 
 @run(executor=raising(tbc.InvalidAmountError("prompt", "sk-secret", "a number")))
