@@ -145,14 +145,11 @@ class OpenPool:
         """
         hold = await self.find(number)
         if hold.state == "open" and not hold.expires_in_s:
-            desk: Any = hold._desk
-            ledger = desk.ledger
-
-            def look() -> None:
-                with ledger.lock:
-                    ledger.look()
-
-            await self.run(look)
+            if isinstance(hold._desk, SliceDesk):
+                with hold._desk.ledger.lock:
+                    hold._desk.ledger.look()
+            else:
+                await self.run(partial(self.manager.knows_key, None))  # which ends what has expired
         return hold
 
     def under(self, number: int, error: HoldEndedError) -> HoldEndedError:

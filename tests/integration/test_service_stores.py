@@ -11,7 +11,7 @@ import tbc
 from tbc.clock import ManualClock
 from tbc.errors import StoreAwayError
 from tbc.policy import V1
-from tbc.service import Limits, Pools, Service
+from tbc.service import Limits, OpenPool, Pools, Service
 from tbc.service.executors import Executor
 from tbc.service.probe import Probe
 from tests.service_client import client_of
@@ -312,3 +312,20 @@ def test_a_store_that_does_not_answer_in_time_is_away_and_keeps_nobody_waiting(r
         await asyncio.to_thread(service.pools.close)
 
     asyncio.run(asyncio.wait_for(within(), 60))
+
+
+def test_a_look_at_an_expired_hold_of_the_pool_is_kept_in_the_store(tmp_path):
+    """Also if its manager leases, and others have written meanwhile."""
+    clock = ManualClock(100.0)
+    how = {"store": f"sqlite:///{tmp_path}/books.db", "clock": clock}
+    lease = tbc.Lease(share=0.1, seconds=30)
+    with tbc.BudgetManager(**how, max_tokens=1000, lease=lease) as worker, tbc.BudgetManager(**how) as other:
+        worker.register_agent("a", max_tokens=100)
+        held = worker.hold("a", 10, key="k", expires_s=1)
+        pool = OpenPool("default", worker, None)
+        pool.number(held)
+        other.hold("a", 5)
+        clock.advance(2)
+        assert asyncio.run(pool.as_it_stands(held.hold_id)).state == "expired"
+        assert worker._shared.report() == other.report()
+        assert worker._shared.ledger.seq == other.ledger.seq == len(other._keeper.lines())
