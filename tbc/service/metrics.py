@@ -50,6 +50,7 @@ _COUNTERS: Final = {
     "tbc_unmet": ("Tokens, dollars or calls that refused holds lacked.", ("axis", "priority")),
     "tbc_rebalance_bottlenecks": ("Rebalances by their bottleneck level.", ("axis", "level")),
     "tbc_runs": ("Runs by how they ended.", ("status",)),
+    "tbc_runs_usd": ("Dollars that steps of runs have cost.", ()),
     "tbc_policy_choices": ("Choices of the tier policy; a hard stop has no tier.", ("step", "tier")),
     "tbc_policy_downgrades": ("Steps given another tier than without limits.", ("cause",)),
     "tbc_policy_hard_stops": ("Steps that must not be done.", ("cause",)),
@@ -64,7 +65,7 @@ _HISTOGRAMS: Final = {
 
 
 class MetricsAnswer(TypedDict):
-    """Runs, and what the tier policy has chosen and saved; dollars as numbers."""
+    """Runs and what they have cost, and what the tier policy has chosen and saved; dollars as numbers."""
 
     AgentRunsTotal: int
     AgentStepsTotal: dict[str, dict[str, int]]
@@ -264,6 +265,11 @@ class Metrics:
         if judged.prevents_violation:
             counts.add("tbc_policy_sla_violations_prevented")
 
+    def paid(self, settlement: Settlement) -> None:
+        """Count what a step of a run has cost, and what moved at its end."""
+        self.ended(settlement)
+        self._counts.add("tbc_runs_usd", amount=settlement.usd / NANO)
+
     def ran(self, status: str) -> None:
         """Count a run that has ended."""
         self._counts.add("tbc_runs", status)
@@ -280,7 +286,7 @@ class Metrics:
             "AgentStepsTotal": steps,
             "AgentDowngradesTotal": {cause: int(count) for (cause,), count in of("tbc_policy_downgrades")},
             "AgentHardStopsTotal": sum(int(count) for _, count in of("tbc_policy_hard_stops")),
-            "AgentCostTotal": sum(count for _, count in of("tbc_policy_expected_usd")),
+            "AgentCostTotal": sum(count for _, count in of("tbc_runs_usd")),
             "AgentCostSaved": sum(count for _, count in of("tbc_policy_saved_usd")),
             "SLAViolationsPrevented": sum(
                 int(count) for _, count in of("tbc_policy_sla_violations_prevented")

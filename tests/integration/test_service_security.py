@@ -275,6 +275,24 @@ async def test_a_hold_is_found_under_its_key_also_when_no_more_may_be_open(clien
     assert code(other) == (429, "too_many_open_holds")
 
 
+def test_what_has_expired_makes_room_for_another_hold():
+    async def ask():
+        clock = ManualClock()
+        service = make_service(
+            lambda name: tbc.BudgetManager(max_tokens=1_000, clock=clock), limits=Limits(open_holds=2)
+        )
+        async with client_of(service) as client:
+            await client.post("/v1/agents", json={"agent_name": "a", "max_tokens": 100})
+            asked = {"agent_name": "a", "tokens": 1, "expires_s": 1}
+            statuses = []
+            for seconds in (0, 0, 0, 2, 0, 0):
+                clock.advance(seconds)
+                statuses.append((await client.post("/v1/holds", json=asked)).status_code)
+            assert statuses == [200, 200, 429, 200, 200, 429]
+
+    asyncio.run(ask())
+
+
 def test_holds_that_are_about_to_be_opened_in_a_store_count_as_open(tmp_path):
     pytest.importorskip("apsw")
     from tbc.stores.opening import open_store
@@ -298,19 +316,27 @@ def test_holds_out_of_leases_are_bounded_too():
     from tbc.service.pools import OpenPool
     from tbc.service.problems import Problem
 
-    shared = tbc.BudgetManager(max_tokens=1_000)
-    shared.register_agent("writer", max_tokens=500)
-    with LeasedManager(shared, tbc.Lease(share=0.5, seconds=30)) as worker:
-        pool = OpenPool("default", worker, None)
-        first = worker.hold("writer", 1)
-        pool.number(first)
-        with pool.room(3):
-            pool.number(worker.hold("writer", 1))
-        with pytest.raises(Problem, match="3 holds of this pool"), pool.room(3):  # two, and the lease
-            pass
-        first.void()
-        with pool.room(3):
-            pass
+    async def ask():
+        clock = ManualClock()
+        shared = tbc.BudgetManager(max_tokens=1_000, clock=clock)
+        shared.register_agent("writer", max_tokens=500)
+        with LeasedManager(shared, tbc.Lease(share=0.5, seconds=30), clock=clock) as worker:
+            pool = OpenPool("default", worker, None)
+            first = worker.hold("writer", 1)
+            pool.number(first)
+            async with pool.room(3):
+                pool.number(worker.hold("writer", 1, expires_s=5))
+            with pytest.raises(Problem, match="3 holds of this pool"):  # two, and the lease
+                async with pool.room(3):
+                    pass
+            first.void()
+            async with pool.room(3):
+                pool.number(worker.hold("writer", 1))
+            clock.advance(6)
+            async with pool.room(3):
+                pass
+
+    asyncio.run(ask())
 
 
 # -- pages that a browser here shows ---------------------------------------------------------------------
