@@ -15,7 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
-from tbc.decision import Decision, Settlement
+from tbc.decision import Decision, Settlement, Transfer
 from tbc.holds import Hold
 from tbc.leases import Amounts, used_of
 from tbc.leasing import LeasingDesk
@@ -158,7 +158,7 @@ class SliceDesk(LeasingDesk):
         expires_s: float | None = None,
         key: str | None = None,
         usd: Money | None = None,
-    ) -> None:
+    ) -> tuple[Transfer, ...]:
         """Set more aside: what the slice does not cover is asked for first."""
         amounts = amounts_of(tokens, usd, 0)
         ceiling = hold.ceiling_of(hold.amount + tokens) if tokens and usd is None else None
@@ -169,7 +169,7 @@ class SliceDesk(LeasingDesk):
             short = Amounts(*(self._lacks(hold, axis, amounts.get(axis, 0)) for axis in AXES))
         if any(short):
             self._worker.ask_for(self, hold.agent_name, short)
-        super().extend_hold(hold, tokens, expires_s, key, usd)
+        return super().extend_hold(hold, tokens, expires_s, key, usd)
 
     def _lacks(self, hold: Hold, axis: Axis, amount: int) -> int:
         own = self.ledger.look_up(axis, hold.books)

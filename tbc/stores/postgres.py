@@ -12,6 +12,7 @@ import os
 import select
 import threading
 import time
+import weakref
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache, partial
@@ -27,6 +28,7 @@ from tbc.errors import (
     StoreMissingError,
     StoreStaleError,
     StoreUnknownError,
+    TBCError,
 )
 from tbc.stores import postgres_schema, statements
 from tbc.stores.postgres_writer import PostgresWriter
@@ -47,6 +49,7 @@ _OLDEST: Final = 15
 _TRIES: Final = 3
 _BATCH: Final = 2_000
 _CONNECT_S: Final = 5
+_HASTY_S: Final = 2
 _RETRY_S: Final = 0.25
 _STATEMENT_S: Final = 5
 _IDLE_S: Final = 10
@@ -117,9 +120,11 @@ class PostgresStore(Store):
         self._lock_ms = max(1, int(lock_timeout_s * 1000))
         self._pid = os.getpid()
         self._mine = threading.local()
+        self._most = connections
+        self._uses: weakref.WeakSet[_Use] = weakref.WeakSet()
+        self._renewing = threading.Lock()
         self._pool: Pool | None = None
-        self._free = threading.BoundedSemaphore(connections)
-        self._psycopg, pools = self._import_psycopg()
+        self._psycopg, self._pools = self._import_psycopg()
         self._settings = self._settings_of(url)
         connection = self._connect()
         try:
@@ -129,15 +134,7 @@ class PostgresStore(Store):
                 self._ledger_id = self._check_and_migrate(connection, create)
         finally:
             connection.close()
-        self._pool = pools.ConnectionPool(
-            kwargs=self._settings,
-            min_size=1,
-            max_size=connections,
-            configure=self._set_up,
-            reconnect_timeout=_RETRY_S,  # who waits asks again: nobody waits out a pause made for others
-            name="tbc",
-            open=True,
-        )
+        self._pool = self._new_pool()
 
     #: A transaction at a mark is only known to have been the next one when it has ended.
     locks_first = False
@@ -288,7 +285,7 @@ class PostgresStore(Store):
 
         Managers that are opened afterwards number their holds beyond what the time since the backup has used.
         """
-        with self._ready() as pool, self._taken(pool) as connection, self._typed(connection, sent=True):
+        with self._ready(), self._taken() as connection, self._typed(connection, sent=True):
             connection.execute(_NUMBER_ON, (statements.NUMBERS_FROM,))
             row = connection.execute(
                 "UPDATE meta SET value = (value::bigint + 1)::text WHERE key = 'restore_epoch'"
@@ -344,9 +341,10 @@ class PostgresStore(Store):
             "prepare_threshold": 0,
         }
 
-    def _connect(self) -> Connection:
+    def _connect(self, *, timeout_s: int | None = None) -> Connection:
+        settings = self._settings if timeout_s is None else {**self._settings, "connect_timeout": timeout_s}
         try:
-            connection: Connection = self._psycopg.connect(**self._settings)
+            connection: Connection = self._psycopg.connect(**settings)
         except self._psycopg.Error as error:
             said = _without(str(error).strip(), self._settings.get("password"))
             raise StoreAwayError(
@@ -460,64 +458,107 @@ class PostgresStore(Store):
             finally:
                 self._mine.writing = False
 
+    def _new_pool(self) -> Pool:
+        pool: Pool = self._pools.ConnectionPool(
+            kwargs=self._settings,
+            min_size=1,
+            max_size=self._most,
+            configure=self._set_up,
+            reconnect_timeout=_RETRY_S,  # who waits asks again: nobody waits out a pause made for others
+            name="tbc",
+            open=True,
+        )
+        return pool
+
     @contextmanager
-    def _taken(self, pool: Pool | None = None) -> Generator[Connection]:
-        """Yield a connection that nobody else uses; it goes back without a transaction."""
-        if pool is None:
-            with self._ready() as ready:
-                pool = ready
-        if not self._free.acquire(timeout=_CONNECT_S):
-            raise StoreBusyError(
-                self.path,
-                f"all {pool.max_size} connections of this process were in use for {_CONNECT_S} s; "
-                "nothing was written",
-                "Try again, or open the store with more connections",
-            )
-        try:
-            connection = self._alive(pool)
-            try:
-                yield connection
-            finally:
-                if not connection.closed and connection.info.transaction_status:
-                    try:
-                        connection.execute("ROLLBACK")
-                    except self._psycopg.Error:
-                        connection.close()
-                pool.putconn(connection)
-        finally:
-            self._free.release()
+    def _taken(self) -> Generator[Connection]:
+        """Yield a connection that nobody else uses; it goes back without a transaction.
 
-    def _alive(self, pool: Pool) -> Connection:
-        """Return a connection that the server has not hung up on; the server is not asked.
-
-        Nothing was sent on one that is found dead here, so that another one can be taken instead.
+        Whoever is interrupted may leave it in the middle of an answer: then it is closed.
         """
-        import psycopg_pool
+        pool, connection, use = self._alive()
+        whole = False
+        try:
+            yield connection
+            whole = True
+        except TBCError:
+            whole = True
+            raise
+        finally:
+            try:
+                if not whole:
+                    connection.close()
+                elif not connection.closed and connection.info.transaction_status:
+                    connection.execute("ROLLBACK")
+            except self._psycopg.Error:
+                connection.close()
+            finally:
+                self._uses.discard(use)
+                pool.putconn(connection)
 
-        end = time.monotonic() + _CONNECT_S
+    def _alive(self) -> tuple[Pool, Connection, _Use]:
+        """Return a connection that the server has not hung up on, where it belongs, and that it is in use.
+
+        The server is not asked. Nothing was sent on one that is found dead here, so that another one can be
+        taken instead.
+        """
+        end, renewed = time.monotonic() + _CONNECT_S, False
         while True:
+            with self._ready() as pool:
+                pass
             try:
                 connection = pool.getconn(_RETRY_S)
-            except psycopg_pool.PoolTimeout as error:
+            except self._pools.PoolClosed:  # there may be a new one
+                continue
+            except self._pools.PoolTimeout as error:
                 if time.monotonic() < end:
+                    continue
+                if len(self._uses) >= self._most:
+                    raise StoreBusyError(
+                        self.path,
+                        f"all {self._most} connections of this process were in use for {_CONNECT_S} s; "
+                        "nothing was written",
+                        "Try again, or open the store with more connections",
+                    ) from error
+                if not renewed and self._renew(pool):
+                    end, renewed = time.monotonic() + _CONNECT_S, True
                     continue
                 raise StoreAwayError(
                     self.path,
                     f"it could not be reached for {_CONNECT_S} s; nothing was written",
                     "Try again when the server runs",
                 ) from error
-            except psycopg_pool.PoolClosed as error:
-                raise self._error("it is closed", "Open it again") from error
-            poll = select.poll()
+            use = _Use()
+            self._uses.add(use)
             try:
+                poll = select.poll()
                 poll.register(connection.fileno(), select.POLLIN)
                 while poll.poll(0):  # a last word may come before the end
                     connection.pgconn.consume_input()
-            except self._psycopg.OperationalError:
+            except BaseException as error:
                 connection.close()
+                self._uses.discard(use)
                 pool.putconn(connection)
+                if not isinstance(error, self._psycopg.OperationalError):
+                    raise
             else:
-                return connection
+                return pool, connection, use
+
+    def _renew(self, pool: Pool) -> bool:
+        """Begin with new connections, if the server can be reached; whether it can.
+
+        Interrupts may have lost the old ones: the pool goes on counting those.
+        """
+        if not self._renewing.acquire(blocking=False):
+            return False
+        try:
+            self._connect(timeout_s=_HASTY_S).close()
+            if self._pool is pool:
+                self._pool = self._new_pool()
+                pool.close(1)
+            return True
+        finally:
+            self._renewing.release()
 
     def _ask(self, *questions: Question) -> list[list[tuple[Any, ...]]]:
         with self._moment(alone=len(questions) == 1) as ask:
@@ -525,13 +566,13 @@ class PostgresStore(Store):
 
     @contextmanager
     def _moment(self, *, alone: bool = False) -> Generator[Answering]:
-        with self._ready() as pool:
+        with self._ready():
             taken = getattr(self._mine, "connection", None)
             if taken is not None:  # the pool's row is locked: its other rows stay as they are
                 with self._typed(taken):
                     yield partial(_answers, taken)
                 return
-            with self._taken(pool) as connection, self._typed(connection):
+            with self._taken() as connection, self._typed(connection):
                 if not alone:
                     connection.execute(_READ_ONE_MOMENT)
                 yield partial(_answers, connection)
@@ -591,6 +632,12 @@ class PostgresStore(Store):
             if state in _POOLED:  # the statements of this connection are those of another one
                 remedy = "If there is a pooler before the server, such as PgBouncer, use its session mode"
             raise self._error(f"PostgreSQL says: {said}", remedy) from error
+
+
+class _Use:
+    """That a connection is in use. It is gone with whoever was interrupted, as the connection is."""
+
+    __slots__ = ("__weakref__",)
 
 
 class _Reader:

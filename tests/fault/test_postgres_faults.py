@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import linecache
 import os
 import random
 import shutil
@@ -269,7 +271,7 @@ def test_who_waits_for_a_server_that_was_away_is_served_when_it_is_back(proxy, s
         proxy.cut_at, proxy.open = 1, False
         with pytest.raises(StoreAwayError):
             hold(far)
-        with pytest.raises(StoreAwayError, match="could not be reached"):
+        with pytest.raises(StoreAwayError, match="cannot be reached"):
             hold(far)
         found = []
         waiting = threading.Thread(target=lambda: found.append(hold(far)))
@@ -279,6 +281,71 @@ def test_who_waits_for_a_server_that_was_away_is_served_when_it_is_back(proxy, s
         proxy.open = True
         waiting.join()
     assert found == [2]
+
+
+def test_while_a_server_is_away_nobody_is_told_that_the_connections_are_in_use(server, open_again):
+    with open_again(connections=1) as store:
+        for pool in ("p", "q", "r"):
+            open_pool(store, pool)
+        server.crash()
+        try:
+            found = at_once(*(partial(hold, store, pool) for pool in ("p", "q", "r")))
+        finally:
+            server.start()
+        assert {type(error) for error in found} == {StoreAwayError}
+        assert hold(store) == 1
+
+
+def interrupted_at(function: str, text: str):
+    """Return a trace that interrupts the first line of `function` that has `text`, and where it did."""
+    raised = []
+
+    def watch(frame, event, _):
+        if frame.f_code.co_name != function:
+            return watch if event == "call" else None
+
+        def step(frame, event, _):
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+            if event == "line" and not raised and text in line:
+                raised.append(line)
+                raise KeyboardInterrupt
+            return step
+
+        return step
+
+    return watch, raised
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        ("_alive", "poll = select.poll()"),
+        ("_alive", "return pool, connection"),
+        ("_taken", "yield connection"),
+        ("_taken", "whole = True"),
+        ("_taken", "connection.info.transaction_status"),
+        ("_taken", "pool.putconn(connection)"),
+        ("_getconn_unchecked", "conn._pool = self"),
+        ("_return_connection", "self._reset_connection(conn)"),
+    ],
+)
+def test_fault_13_an_interrupt_loses_no_connection_for_good(open_again, function, text):
+    with open_again(connections=1) as store:
+        open_pool(store)
+        watch, raised = interrupted_at(function, text)
+        before = sys.gettrace()
+        sys.settrace(watch)
+        try:
+            with suppress(KeyboardInterrupt):
+                hold(store)
+        finally:
+            sys.settrace(before)
+        del watch
+        gc.collect()  # what a trace goes round in
+        assert raised
+        mark = mark_of(store)
+        assert hold(store, at=mark) == mark.seq + 1 and mark.seq in (0, 1)
+        assert store.verify()[0].ok
 
 
 @pytest.mark.parametrize(("answer", "error", "written"), [(1, StoreAwayError, 1), (2, StoreUnknownError, 2)])
