@@ -2,13 +2,15 @@
 
 A connection that waits for a request, or has begun one and does not go on, is closed after a while; sooner if
 there are nearly as many connections as there may be. What is wrong with a request before the application sees
-it is said in the envelope of every other error.
+it is said in the envelope of every other error. One that does not take its answers is cut off.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 from typing import Any, Final
 
 import uvicorn
@@ -24,8 +26,10 @@ except ImportError:  # Windows has no such bound
 
 __all__ = ["Connection", "allow_many", "close_idle", "connection_of", "room_for"]
 
-#: Seconds that a connection may wait for a request while there are nearly too many.
+#: Seconds that a connection may wait for a request, or take nothing, while there are nearly too many.
 _CROWDED_S: Final = 1.0
+#: Bytes that wait in the system to be sent: with more, who reads slowly could not be told from who does not.
+_UNSENT: Final = 16_384
 #: Files that are none of connections: the store's, those of the libraries.
 _OTHER_FILES: Final = 200
 #: Connections beyond the limit that are told so; further ones are cut off.
@@ -55,6 +59,8 @@ class Connection(HttpToolsProtocol):
     most: int = limits.connections
     waits_since: float | None = None
     _patience: float = limits.head_s
+    _full_since: float | None = None
+    _unread = 0
     _size = 0
     _read = 0
     _in_head = False
@@ -62,6 +68,11 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            with contextlib.suppress(OSError):  # it has left
+                transport.get_extra_info("socket").setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT
+                )
         self._wait(self.limits.head_s)
         if len(self.connections) > self.most + _TOLD:
             transport.abort()
@@ -110,8 +121,26 @@ class Connection(HttpToolsProtocol):
         else:
             self._refuse(Problem(400, "malformed_request", msg, "Send HTTP/1.1."))
 
+    def pause_writing(self) -> None:
+        """Note since when answers are not taken as they come."""
+        super().pause_writing()
+        self._full_since, self._unread = self.loop.time(), self.transport.get_write_buffer_size()
+
+    def resume_writing(self) -> None:
+        """Note that they are."""
+        super().resume_writing()
+        self._full_since = None
+
     def close_if_idle(self, now: float, *, crowded: bool) -> None:
-        """Close it if it has waited for too long."""
+        """Close it if it has waited, or has taken nothing of its answers, for too long."""
+        if self._full_since is not None:
+            unread = self.transport.get_write_buffer_size()
+            if unread < self._unread:  # it is read, however slowly
+                self._full_since = now
+            self._unread = unread
+            if now - self._full_since > (_CROWDED_S if crowded else self.limits.cut_off_s):
+                self.transport.abort()
+            return
         if self.waits_since is None or (self.cycle is not None and not self.cycle.response_complete):
             return
         if now - self.waits_since <= (min(_CROWDED_S, self._patience) if crowded else self._patience):

@@ -7,31 +7,40 @@ import socket
 import threading
 from contextlib import ExitStack, contextmanager
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 
 from tbc.service import Limits
 from tbc.service.server import make_server
 from tests.service_client import make_service
+from tests.waiting import until
 
 WITHIN_S = 60
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @contextmanager
-def served(**limits):
-    """Yield the port of a server that runs in a thread."""
+def running(**limits):
+    """Yield a server that runs in a thread, and its port."""
     where = SimpleQueue()
     service = make_service(limits=Limits(**limits))
     server = make_server(service, "127.0.0.1", 0, grace_s=1, started=where.put)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        yield int(where.get(timeout=WITHIN_S).rpartition(":")[2])
+        yield server, int(where.get(timeout=WITHIN_S).rpartition(":")[2])
     finally:
         server.should_exit = True
         thread.join(WITHIN_S)
     assert not thread.is_alive()
+
+
+@contextmanager
+def served(**limits):
+    """Yield the port of a server that runs in a thread."""
+    with running(**limits) as (_, port):
+        yield port
 
 
 def connected(port, sent=b""):
@@ -109,3 +118,68 @@ def test_beyond_the_limit_of_connections_the_answer_says_so_and_idle_ones_make_r
             assert all_of(each) == b""  # closed long before its time
         with connected(port, HEALTH) as asked:
             assert asked.recv(12) == b"HTTP/1.1 200"
+
+
+def who_never_reads(port):
+    """Return a connection on which more is asked than its buffers can take."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+    connection.connect(("127.0.0.1", port))
+    connection.setblocking(False)
+    connection.send(HEALTH.replace(b"/health", b"/openapi.json") * 60)
+    return connection
+
+
+def test_who_takes_nothing_of_the_answers_is_cut_off():
+    with running(cut_off_s=0.2) as (server, port), who_never_reads(port):
+        until(lambda: server.server_state.total_requests)
+        until(lambda: not server.server_state.connections)
+
+
+def test_those_who_never_read_make_room_for_others():
+    with served(connections=10, cut_off_s=WITHIN_S) as port, ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(who_never_reads(port))
+
+        def others_are_served():
+            with connected(port, HEALTH) as asked:
+                return asked.recv(12) == b"HTTP/1.1 200"
+
+        until(others_are_served)
+
+
+class Line:
+    """A transport whose other end takes what the test says."""
+
+    def __init__(self):
+        self.waiting = 100_000
+        self.aborted = False
+
+    def get_extra_info(self, name):
+        return self.socket if name == "socket" else None
+
+    def get_write_buffer_size(self):
+        return self.waiting
+
+    def abort(self):
+        self.aborted = True
+
+
+def test_who_reads_slowly_but_reads_is_not_cut_off():
+    with socket.socket() as end:
+        line = Line()
+        line.socket = end
+        server = make_server(make_service(), "127.0.0.1", 0, grace_s=1, started=print)
+        loop = SimpleNamespace(time=lambda: 0.0)
+        server.config.load()
+        connection = server.config.http_protocol_class(server.config, server.server_state, {}, _loop=loop)
+        connection.connection_made(line)
+        connection.pause_writing()
+        for second in range(0, 100, 5):
+            line.waiting -= 1
+            connection.close_if_idle(second, crowded=False)
+        assert not line.aborted
+        connection.close_if_idle(second + 10, crowded=False)
+        assert not line.aborted
+        connection.close_if_idle(second + 10.5, crowded=False)
+        assert line.aborted
