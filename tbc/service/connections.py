@@ -63,6 +63,7 @@ class Connection(HttpToolsProtocol):
     _unread = 0
     _size = 0
     _read = 0
+    _unheard = 0
     _in_head = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -80,16 +81,17 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Read on."""
         of_head = self._in_head or self.cycle is None  # else it may be the rest of a body for the most part
+        self._unheard += len(data)
         super().data_received(data)
         if of_head and self._in_head:
             self._read += len(data)  # a header that has not come to its end is not counted otherwise
-            if self._read > self.limits.head and not self.transport.is_closing():
-                self._refuse(_too_large(self.limits.head))
+        if max(self._read, self._unheard) > self.limits.head and not self.transport.is_closing():
+            self._refuse(_too_large(self.limits.head))
 
     def on_message_begin(self) -> None:
         """Note that a request begins."""
         super().on_message_begin()
-        self._in_head, self._size, self._read = True, 0, 0
+        self._in_head, self._size, self._read, self._unheard = True, 0, 0, 0
         self._wait(self.limits.head_s)
 
     def on_url(self, url: bytes) -> None:
@@ -98,15 +100,27 @@ class Connection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Note a header."""
+        """Note a header; after a body it says nothing."""
         self._count(len(name) + len(value) + _HEADER)
-        super().on_header(name, value)
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Have the request served, or say that there are too many connections."""
         self._in_head, self.waits_since = False, None
+        self._read = self._unheard = 0
         self.app = self.config.loaded_app if len(self.connections) <= self.most else self._crowded
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Note a piece of a body."""
+        self._unheard = 0  # what is between two pieces, and after the last, is counted nowhere else
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Note the end of a request."""
+        self._unheard = 0
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
@@ -159,6 +173,9 @@ class Connection(HttpToolsProtocol):
             raise _TooLargeError
 
     def _refuse(self, problem: Problem) -> None:
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.abort()  # nothing can be said within an answer
+            return
         status, headers, answer = answer_to(problem)
         body = json.dumps(answer, separators=(",", ":")).encode()
         said = {"content-type": "application/json", "cache-control": "no-store", **headers}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from queue import SimpleQueue
 from types import SimpleNamespace
 
@@ -97,6 +97,44 @@ def test_a_head_that_is_too_large_is_431(headers):
     with served(head_s=WITHIN_S, head=16_384) as port, connected(port, HEALTH[:-2]) as connection:
         connection.sendall(headers)
         assert answer(all_of(connection)) == (431, "headers_too_large")
+
+
+CHUNKED = HEALTH.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+TO_BE_READ = CHUNKED.replace(b"GET /health", b"POST /v1/decide").replace(
+    b"\r\n\r\n", b"\r\nContent-Type: application/json\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("asked", [CHUNKED, TO_BE_READ])
+@pytest.mark.parametrize("after", [b"0\r\nX: ", b"5;x="])
+def test_what_comes_with_a_body_and_is_none_is_bounded(asked, after):
+    with served(head_s=WITHIN_S, body_s=WITHIN_S, idle_s=WITHIN_S) as port, connected(port) as connection:
+        connection.sendall(asked + after)
+        with suppress(ConnectionError):  # it may be closed before all of it was sent
+            for _ in range(60):
+                connection.sendall(b"a" * 10_000)
+            assert b"431" in all_of(connection)
+        with connected(port, HEALTH) as other:
+            assert other.recv(12) == b"HTTP/1.1 200"
+
+
+def test_what_comes_with_a_body_while_the_answer_is_under_way_ends_the_connection():
+    with served() as port:
+        events = CHUNKED.replace(b"/health", b"/v1/events?since=0")
+        with connected(port, events) as connection:
+            assert b"200 OK" in connection.recv(65_536)
+            with suppress(ConnectionError):
+                connection.sendall(b"0\r\nX: ")
+                for _ in range(60):
+                    connection.sendall(b"a" * 10_000)
+                assert b"431" not in all_of(connection)
+
+
+def test_a_header_after_a_body_is_none_of_the_request():
+    body, key = b'{"agent_name": "a"}', b"Idempotency-Key: 1\r\n"
+    sent = TO_BE_READ.replace(b"decide", b"holds") + b"%x\r\n%s\r\n0\r\n" % (len(body), body)
+    with served() as port, connected(port, sent + key + key + b"\r\n") as connection:
+        assert answer(connection.recv(65_536)) == (404, "unknown_agent")  # not that there are two keys
 
 
 def test_an_address_that_is_too_long_is_431():
