@@ -35,10 +35,10 @@ from tbc.stores.schema import checksum
 from tbc.stores.store import Answering, Question, Store
 
 if TYPE_CHECKING:
-    import psycopg
     import psycopg_pool
 
-    Connection = psycopg.Connection[tuple[Any, ...]]
+    from tbc.stores.postgres_connection import Connection
+
     Pool = psycopg_pool.ConnectionPool[Connection]
 
 __all__ = ["PostgresStore"]
@@ -130,6 +130,7 @@ class PostgresStore(Store):
         finally:
             connection.close()
         self._pool = pools.ConnectionPool(
+            connection_class=self._connection,
             kwargs=self._settings,
             min_size=1,
             max_size=connections,
@@ -314,10 +315,13 @@ class PostgresStore(Store):
         try:
             import psycopg
             import psycopg_pool
+
+            from tbc.stores.postgres_connection import Connection
         except ImportError as error:
             raise self._error(
                 "psycopg is not installed", 'Install it with:  pip install "tbc[postgres]"'
             ) from error
+        self._connection = Connection
         return psycopg, psycopg_pool
 
     def _settings_of(self, url: str) -> dict[str, Any]:
@@ -337,6 +341,9 @@ class PostgresStore(Store):
         self.path = f"postgresql://{user}{host}{port}/{quote(str(settings.get('dbname', '')), safe='')}"
         return {
             "connect_timeout": _CONNECT_S,
+            "keepalives_idle": _IDLE_S,
+            "keepalives_interval": _CONNECT_S,
+            "keepalives_count": 3,
             "application_name": "tbc",
             **settings,
             "client_encoding": "UTF8",
@@ -345,8 +352,9 @@ class PostgresStore(Store):
         }
 
     def _connect(self) -> Connection:
+        """Return a connection for what may take long."""
         try:
-            connection: Connection = self._psycopg.connect(**self._settings)
+            connection = self._connection.connect(**self._settings)
         except self._psycopg.Error as error:
             said = _without(str(error).strip(), self._settings.get("password"))
             raise StoreAwayError(
@@ -354,7 +362,18 @@ class PostgresStore(Store):
                 f"it cannot be reached ({said}); nothing was written",
                 "Check that the server runs, and the address",
             ) from None
+        connection.at_work = self._lives
         return connection
+
+    def _lives(self) -> bool:
+        """Return whether the server says anything at all."""
+        try:
+            self._psycopg.connect(**self._settings).close()
+        except self._psycopg.errors.ConnectionTimeout:
+            return False
+        except self._psycopg.Error:
+            pass  # it says no
+        return True
 
     def _check_server(self, connection: Connection) -> None:
         version = connection.info.server_version
