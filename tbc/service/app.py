@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import logging
+import threading
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,6 +55,8 @@ _HEADERS: Final = (
 #: Seconds that what was cut off at the end has to book what it spent, and between two looks at it.
 _SETTLE_S: Final = 5.0
 _LOOK_S: Final = 0.01
+#: Seconds that the books have to be closed at the end.
+_CLOSE_S: Final = 10.0
 _JSON_KIND: Final = ((b"content-type", b"application/json"),)
 
 
@@ -106,6 +109,7 @@ class Service:
         self.executor = executor
         self.policy_process = policy_process
         self.draining = False
+        self.stuck = False
         self.at_work = 0
         self._turn = asyncio.Lock()
         self._listeners: dict[str, Listeners] = {}
@@ -216,6 +220,23 @@ class Service:
                 return
             await asyncio.sleep(_LOOK_S)
 
+    async def close(self) -> None:
+        """Close the books, but wait no longer than a while for a store that does not answer."""
+        closing = threading.Thread(target=self._close, name="tbc-close", daemon=True)
+        closing.start()
+        for _ in range(round(_CLOSE_S / _LOOK_S)):
+            if not closing.is_alive():
+                return
+            await asyncio.sleep(_LOOK_S)
+        self.stuck = True
+        _LOG.error("the store did not answer at the end: what it was not told is as after a crash")
+
+    def _close(self) -> None:
+        try:
+            self.pools.close()
+        except Exception:
+            _LOG.exception("the books were not closed well")
+
     def drain(self) -> None:
         """Begin to end: streams stop, and what is in flight is finished."""
         self.draining = True
@@ -235,7 +256,7 @@ def create_app(service: Service) -> Starlette:
             await service.settled()
             if service.policy_process is not None:
                 await service.policy_process.aclose()
-            await asyncio.to_thread(service.pools.close)
+            await service.close()
 
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in service.operations:

@@ -10,7 +10,8 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from tbc.errors import HoldEndedError
+from tbc.clock import Clock, system_clock
+from tbc.errors import HoldEndedError, StoreAwayError
 from tbc.holds import Hold
 from tbc.leased import LeasedManager
 from tbc.service.metrics import Metrics
@@ -31,6 +32,8 @@ T = TypeVar("T")
 _REMEMBERED: Final = 20_000
 #: Numbers of holds that only this process knows begin beyond those of any journal.
 _LOCAL: Final = 2**52
+#: Seconds for which a store that was away while a pool was opened is not asked for others.
+_AWAY_S: Final = 1.0
 
 
 class OpenPool:
@@ -204,34 +207,65 @@ class Pools:
         Where all of them are kept.
     most : int
         How many may be open.
+    clock : callable
+        Seconds, never going back.
     """
 
-    def __init__(self, make: Callable[[str], Any], store: Store | None = None, *, most: int = 1_000) -> None:
+    def __init__(
+        self,
+        make: Callable[[str], Any],
+        store: Store | None = None,
+        *,
+        most: int = 1_000,
+        clock: Clock = system_clock,
+    ) -> None:
         self._make = make
         self._store = store
         self._most = most
-        self._opening = asyncio.Lock()
+        self._clock = clock
+        self._opening: dict[str, asyncio.Task[OpenPool]] = {}
+        self._away: StoreAwayError | None = None
+        self._away_until = float("-inf")
         #: Whether the store answers, where there is one.
         self.probe = None if store is None else Probe(store.pools)
         self.open: dict[str, OpenPool] = {}
 
     async def get(self, name: str) -> OpenPool:
-        """Return a pool, opened if it is not."""
-        async with self._opening:
-            pool = self.open.get(name)
-            if pool is not None:
-                return pool
-            if len(self.open) >= self._most:
+        """Return a pool, opened if it is not; those who ask for it at the same time wait for the same."""
+        pool = self.open.get(name)
+        if pool is not None:
+            return pool
+        opening = self._opening.get(name)
+        if opening is None:
+            if len(self.open) + len(self._opening) >= self._most:
                 raise Problem(
                     503,
                     "too_many_pools",
                     f"This server has {self._most} pools open.",
                     "Ask another server.",
                 )
-            make = self._make
-            manager = make(name) if self._store is None else await asyncio.to_thread(make, name)
+            opening = self._opening[name] = asyncio.create_task(self._open(name))
+            opening.add_done_callback(lambda done: done.cancelled() or done.exception())  # if all have left
+        return await asyncio.shield(opening)
+
+    async def _open(self, name: str) -> OpenPool:
+        try:
+            manager = self._make(name) if self._store is None else await asyncio.to_thread(self._made, name)
             pool = self.open[name] = OpenPool(name, manager, self._store)
             return pool
+        finally:
+            del self._opening[name]
+
+    def _made(self, name: str) -> Any:
+        """Return a manager; in a thread. Threads are few, and a store that is away takes seconds of each."""
+        away = self._away
+        if away is not None and self._clock() < self._away_until:
+            raise StoreAwayError(away.path, away.reason, away.remedy)
+        try:
+            return self._make(name)
+        except StoreAwayError as error:
+            self._away, self._away_until = error, self._clock() + _AWAY_S
+            raise
 
     def open_now(self, name: str) -> None:
         """Open a pool before anything is served; what is wrong with it raises, and all is closed again."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from contextlib import AsyncExitStack
 
 import pytest
 
 import tbc
 from tbc.clock import ManualClock
+from tbc.errors import StoreAwayError
 from tbc.leased import LeasedManager
 from tbc.policy import V1
 from tbc.service import Limits, OpenPool, Pools, Service, create_app
+from tbc.service.problems import Problem
 from tests.live_page import served
 from tests.service_client import client_of, make_service, streaming
 from tests.waiting import until
@@ -342,6 +345,59 @@ def test_a_service_that_starts_again_finds_holds_and_keys_in_its_store(tmp_path)
 
     number = asyncio.run(with_service(first))
     asyncio.run(with_service(second, number))
+
+
+def test_a_pool_that_is_opened_slowly_keeps_no_other_waiting_and_is_opened_once():
+    go_on = threading.Event()
+    made = []
+
+    def make(name):
+        made.append(name)
+        assert name != "slow" or go_on.wait(20)
+        return tbc.BudgetManager()
+
+    async def within():
+        pools = Pools(make, Kept(), most=2)
+        first, left, again = (asyncio.create_task(pools.get("slow")) for _ in range(3))
+        quick = await pools.get("quick")
+        assert await pools.get("quick") is quick and not first.done()
+        with pytest.raises(Problem, match="2 pools open"):
+            await pools.get("third")
+        left.cancel()
+        go_on.set()
+        assert await first is await again is pools.open["slow"]
+        assert made.count("slow") == made.count("quick") == 1
+
+    asyncio.run(within())
+
+
+def test_a_store_that_was_away_for_one_pool_is_not_asked_for_the_next_at_once():
+    clock = ManualClock()
+    asked = []
+
+    def make(name):
+        asked.append(name)
+        raise StoreAwayError("postgresql://", "it cannot be reached", "Try again")
+
+    async def within():
+        pools = Pools(make, Kept(), clock=clock)
+        for name in "ab":
+            with pytest.raises(StoreAwayError, match="it cannot be reached"):
+                await pools.get(name)
+        assert asked == ["a"]
+        clock.advance(1)
+        with pytest.raises(StoreAwayError):
+            await pools.get("b")
+        assert asked == ["a", "b"]
+
+    asyncio.run(within())
+
+
+class Kept:
+    """As much of a store as pools that are opened need."""
+
+    def pools(self):
+        return []
 
 
 def test_holds_out_of_leases_have_numbers_of_their_own(tmp_path):
