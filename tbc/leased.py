@@ -675,5 +675,10 @@ def _forget(myself: weakref.ref[LeasedManager]) -> None:
     """In a forked child: the leases are the parent's."""
     manager = myself()
     if manager is not None:
+        store = getattr(manager._shared, "_store", None)
+        for seat in manager._seats.values():
+            for books in (seat.books, *seat.watched):
+                if books is not None and store is not None:
+                    books.manager.left_at = store.path
         manager._seats, manager._life, manager._adding = {}, uuid4().hex, threading.Lock()
         manager._numbers = numbers_of_slices()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
 from tbc.decision import Decision, Settlement, Transfer
+from tbc.errors import HoldEndedError, StoreError
 from tbc.holds import Hold
 from tbc.leases import Amounts, used_of
 from tbc.leasing import LeasingDesk
@@ -103,6 +104,15 @@ class SliceDesk(LeasingDesk):
         self.waits = True  # only for the shared pool: see `arun`
         self.guessed = False
         self.given_back: SliceBooks | None = None
+        self.left_at: str | None = None  # the store, in a forked child: its leases are the parent's
+
+    def _check_process(self) -> None:
+        if self.left_at is not None:
+            raise StoreError(
+                self.left_at,
+                "its manager was opened before the fork",
+                "Settle the hold in the process that has it, or open a manager in the child",
+            )
 
     async def arun(self, operation: Callable[[], Any]) -> Any:
         """Await an operation: at once if the slice covers it, else aside."""
@@ -126,6 +136,7 @@ class SliceDesk(LeasingDesk):
 
         If the slice has been given back by now, nothing is set aside for it: it is answered when it is told.
         """
+        self._check_process()
         if self.given_back is not None:
             may_wait()
             self._worker.tell_later(self.given_back)  # if something interrupts this
@@ -151,6 +162,11 @@ class SliceDesk(LeasingDesk):
         if self.given_back is not None:
             self._worker.tell_later(self.given_back)
 
+    def void_hold(self, hold: Hold) -> Settlement:
+        """End a hold without spending."""
+        self._check_process()
+        return super().void_hold(hold)
+
     def extend_hold(
         self,
         hold: Hold,
@@ -159,7 +175,10 @@ class SliceDesk(LeasingDesk):
         key: str | None = None,
         usd: Money | None = None,
     ) -> tuple[Transfer, ...]:
-        """Set more aside: what the slice does not cover is asked for first."""
+        """Set more aside: what the slice does not cover is asked for first. None, once it was given back."""
+        self._check_process()
+        if self.given_back is not None:
+            raise HoldEndedError(hold.hold_id, "expired", "extended", hold.settlement)
         amounts = amounts_of(tokens, usd, 0)
         ceiling = hold.ceiling_of(hold.amount + tokens) if tokens and usd is None else None
         if ceiling is not None:

@@ -214,6 +214,15 @@ def test_calls_in_flight_at_the_close_are_booked_in_full_and_more_if_they_say_so
     check_books(shared)
 
 
+def test_nothing_is_set_aside_in_a_slice_that_was_given_back(shared, clock):
+    worker = LeasedManager(shared, tbc.Lease(share=0.1, seconds=30))
+    held = worker.hold("writer", 10)
+    worker.close()
+    with pytest.raises(tbc.HoldEndedError, match="open a new one"):
+        held.extend(50)
+    assert held.settle(60).tokens == 60 and consumed(shared) == 60
+
+
 def test_a_lease_that_an_operator_closed_is_replaced(shared, worker, clock):
     worker.hold("writer", 100).settle(90)
     clock.advance(40)
