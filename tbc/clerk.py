@@ -40,6 +40,8 @@ _FIRST_PAUSE_S: Final = 0.25
 _LONGEST_PAUSE_S: Final = 15.0
 #: Seconds for which who serves waits at most for those who were served together before.
 _GATHER_S: Final = 0.0003
+#: Seconds after which who waits looks whether anybody serves: who was to may have been interrupted.
+_LOOK_S: Final = 1.0
 #: How much work that nobody waits for may be left until the store can be written to, and is tried at a time.
 _LEFT_MOST: Final = 10_000
 _LEFT_AT_ONCE: Final = 500
@@ -137,6 +139,7 @@ class Clerk:
         self._left: deque[_Task] = deque()  # what nobody waits for and could not be kept yet
         self._dropped = 0
         self._mutex = threading.Lock()  # of the queue, and of who serves
+        self._desk = threading.Lock()  # locked while somebody serves
         self._led = False  # whether somebody serves, or is told to
         self._thread_leads = False
         self._together = 1  # how many there were to serve last time
@@ -164,43 +167,42 @@ class Clerk:
             return operation()
         self._check_process()
         task = _Task(operation)
+        with self._mutex:
+            self._queue.append(task)
+            if self._led:
+                task.gate = threading.Lock()
+                task.gate.acquire()
+            else:
+                self._led = task.leads = True
         try:
-            with self._mutex:
-                self._queue.append(task)
-                if self._led:
-                    task.gate = threading.Lock()
-                    task.gate.acquire()
-                else:
-                    self._led = task.leads = True
             if task.gate is not None:
-                task.gate.acquire()  # until it is done, or its turn to serve
+                while not task.gate.acquire(timeout=_LOOK_S):  # until it is done, or its turn to serve
+                    if not self._desk.locked():
+                        task.leads = True
+                        break
             if task.leads:
                 self._serve(task)
         except BaseException:
-            with self._mutex:  # nobody is just making it the one who serves
-                self._withdraw(task)
+            self._withdraw(task)
             raise
         finally:
             if task.leads:
-                try:
-                    self._hand_over(task)
-                finally:  # Ctrl-C may have come first: the others are not to wait for one who has gone
-                    if task.leads:
-                        self._hand_over(task)
+                self._hand_over()
         self._tell()
         return task.outcome()
 
-    def _hand_over(self, leader: _Task) -> None:
+    def _hand_over(self) -> None:
         """Let the next in the queue serve: one that waits, or the thread for those who await."""
         with self._mutex:
             following = next((task for task in list(self._queue) if task.gate is not None), None)
             if following is not None:
-                following.leads, leader.leads = True, False
-                following.gate.release()
+                if not following.leads:
+                    following.leads = True
+                    following.gate.release()
             elif self._queue:
-                self._wake(leader)
+                self._wake()
             else:
-                self._led = leader.leads = False
+                self._led = False
         self._see_to_it()  # what was put in the queue while the mutex was locked
 
     async def arun(self, operation: Callable[[], Any], *, undo: Callable[[Any], Any] | None = None) -> Any:
@@ -320,17 +322,15 @@ class Clerk:
 
     # -- the thread for those who await ------------------------------------------------------------------
 
-    def _wake(self, leader: _Task | None = None) -> None:
-        """Tell the thread to serve, in the place of the leader if there is one; under the mutex."""
-        leader = _Task(_do_nothing) if leader is None else leader
+    def _wake(self) -> None:
+        """Tell the thread to serve; under the mutex."""
         if self._closed:  # no thread can be started while Python ends
-            self._led = leader.leads = False
+            self._led = False
             return
         self._thread_leads = True
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name=f"tbc clerk of {self._pool}", daemon=True)
             self._thread.start()
-        leader.leads = False
         self._awaited.release()
 
     def _work(self) -> None:
@@ -341,7 +341,7 @@ class Clerk:
                 try:
                     self._serve()
                 finally:
-                    self._hand_over(_Task(_do_nothing))
+                    self._hand_over()
                 self._tell()
             elif self._closed:
                 return
@@ -352,6 +352,11 @@ class Clerk:
         """Serve all that are in the queue; `own` is the task of this thread."""
         if own is not None:
             self._gather()
+        with self._desk:
+            if own is None or not own.done:
+                self._serve_queued(own)
+
+    def _serve_queued(self, own: _Task | None) -> None:
         batch: list[_Task] = []
         with contextlib.suppress(IndexError):  # others may withdraw meanwhile
             batch.extend(self._queue.popleft() for _ in range(len(self._queue)))
@@ -443,7 +448,7 @@ class Clerk:
                     raise
                 optimistic = False
             except BaseException as error:
-                if self._was_kept():
+                if not isinstance(error, StoreAwayError) and self._was_kept():
                     self._torn = False
                     if isinstance(error, Exception):  # as a lost answer: it has been found
                         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +13,7 @@ from tbc import lifecycle
 from tbc.axes import CALLS, MAX_AMOUNT, USD
 from tbc.clock import EPOCH, system_clock
 from tbc.contract import check_amount, check_fraction, check_seconds
-from tbc.decision import Decision, Settlement
+from tbc.decision import Decision, Settlement, Transfer
 from tbc.errors import AgentClosedError, InvalidAmountError, OverrunError
 from tbc.holds import NOTHING, Hold, Part, PendingHold, Said, Spent
 from tbc.ledger import Books
@@ -326,14 +327,7 @@ class SpendingDesk(Pool):
         """End a hold by the actual usage; see `Hold.settle`. `nano` is `usd`, in nano-dollars."""
         # On the busiest path nothing is made of what is said.
         said = None
-        if not (
-            type(tokens) is int
-            and 0 <= tokens <= hold.amount
-            and usd is None
-            and calls is None
-            and usage is None
-            and nano is None
-        ):
+        if not (type(tokens) is int and 0 <= tokens <= hold.amount and usd is calls is usage is nano is None):
             said = self.said_of(hold, tokens, estimated, usd, calls, usage, nano)
         ledger = self.ledger
         with self._lock:
@@ -415,13 +409,14 @@ class SpendingDesk(Pool):
         expires_s: float | None = None,
         key: str | None = None,
         usd: Money | None = None,
-    ) -> None:
+    ) -> tuple[Transfer, ...]:
         """Set more aside, or for longer; see `Hold.extend`."""
         amounts = amounts_of(tokens, usd, 0)
         seconds = None if expires_s is None else check_seconds("expires_s", expires_s)
         content = ("extend", hold.hold_id, *amounts.items(), seconds)
         with self._lock:
             now = self.ledger.look()
+            had = Counter(hold.loans)
             refused = self.ledger.answers.recall(key, content)
             if refused is None:
                 expires_at = None if seconds is None else now + seconds
@@ -433,9 +428,11 @@ class SpendingDesk(Pool):
                 self._remember(key, content, refused or "done")
                 if refused is not None:
                     self._notice("Refused", refused)
+            lent = Counter(hold.loans) - had
         self._tell()
         if isinstance(refused, Decision) and self._mode == "enforce":
             raise lifecycle.refusal(refused)
+        return tuple(lent.elements())
 
     @property
     def ends_later(self) -> bool:

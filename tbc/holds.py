@@ -117,8 +117,8 @@ class Desk(Protocol):
         expires_s: float | None,
         key: str | None,
         usd: Decimal | str | float | None = None,
-    ) -> None:
-        """Set more aside, or for longer."""
+    ) -> tuple[Transfer, ...]:
+        """Set more aside, or for longer; return what was lent for it."""
 
     def end_later(self, hold: Hold, said: Said) -> None:
         """End the hold without ever waiting."""
@@ -471,10 +471,15 @@ class Hold(Part):
         usd: Decimal | str | float | None = None,
         expires_s: float | None = None,
         key: str | None = None,
-    ) -> None:
+    ) -> tuple[Transfer, ...]:
         """Set `tokens` (and dollars) more aside, or let the hold live `expires_s` seconds from now.
 
         Under a `key` it is safe to repeat.
+
+        Returns
+        -------
+        tuple of Transfer
+            What was lent for it; nothing if it is repeated.
 
         Raises
         ------
@@ -483,7 +488,7 @@ class Hold(Part):
         HoldEndedError
             If it has ended.
         """
-        self._desk.extend_hold(self, tokens, expires_s, key, usd)
+        return self._desk.extend_hold(self, tokens, expires_s, key, usd)
 
     # -- the same for callers that await; only a store makes them wait ----------------------------------
 
@@ -527,10 +532,11 @@ class Hold(Part):
         usd: Decimal | str | float | None = None,
         expires_s: float | None = None,
         key: str | None = None,
-    ) -> None:
+    ) -> tuple[Transfer, ...]:
         """Await `extend`."""
         extend = functools.partial(self.extend, tokens, usd=usd, expires_s=expires_s, key=key)
-        await self._desk.arun(extend) if self._desk.waits else extend()
+        lent: tuple[Transfer, ...] = await self._desk.arun(extend) if self._desk.waits else extend()
+        return lent
 
     # -- leaving without a settle ------------------------------------------------------------------------
 

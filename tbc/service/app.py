@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import logging
+import threading
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tbc.clock import Clock, system_clock
-from tbc.errors import InvalidRequestError, UnknownPriceError
+from tbc.errors import InvalidContractError, InvalidRequestError, UnknownPriceError
 from tbc.service import agent_runs, agents, spending, tiers
 from tbc.service.answers import HealthAnswer
 from tbc.service.bearers import Bearers
@@ -28,7 +29,7 @@ from tbc.service.metrics import CONTENT_TYPE, MetricsAnswer, wants_json
 from tbc.service.openapi import document
 from tbc.service.page import page_routes
 from tbc.service.pools import OpenPool, Pools
-from tbc.service.problems import Problem, answer_to
+from tbc.service.problems import Problem, answer_to, pool_differs
 from tbc.service.requests import EventsQuery
 from tbc.service.roles import Role, serves
 from tbc.service.stream import Listeners, follow
@@ -54,6 +55,8 @@ _HEADERS: Final = (
 #: Seconds that what was cut off at the end has to book what it spent, and between two looks at it.
 _SETTLE_S: Final = 5.0
 _LOOK_S: Final = 0.01
+#: Seconds that the books have to be closed at the end.
+_CLOSE_S: Final = 10.0
 _JSON_KIND: Final = ((b"content-type", b"application/json"),)
 
 
@@ -106,6 +109,7 @@ class Service:
         self.executor = executor
         self.policy_process = policy_process
         self.draining = False
+        self.stuck = False
         self.at_work = 0
         self._turn = asyncio.Lock()
         self._listeners: dict[str, Listeners] = {}
@@ -134,7 +138,10 @@ class Service:
         name = self._door.admit(operation, headers)
         if operation.scope is None:
             return None
-        return self.pools.open.get(name) or await self.pools.get(name)
+        try:
+            return self.pools.open.get(name) or await self.pools.get(name)
+        except InvalidContractError as error:  # nothing that the request says
+            raise pool_differs(error) from error
 
     def check_names(self, headers: Mapping[bytes, bytes]) -> None:
         """Refuse what a page of the web may have sent; see `Door.check_names`."""
@@ -174,12 +181,10 @@ class Service:
         except Exception:
             _LOG.exception("a choice was not counted")
 
-    def count(
-        self, pool: OpenPool, operation: Operation, seconds: float, answer: Any, key: str | None
-    ) -> None:
+    def count(self, pool: OpenPool, operation: Operation, seconds: float, answer: Any) -> None:
         """Count a request that was served. What goes wrong with counting is nobody's error but ours."""
         try:
-            pool.metrics.answered(operation.name, seconds, answer, key)
+            pool.metrics.answered(operation.name, seconds, answer)
         except Exception:
             _LOG.exception("a request was not counted")
 
@@ -215,6 +220,23 @@ class Service:
                 return
             await asyncio.sleep(_LOOK_S)
 
+    async def close(self) -> None:
+        """Close the books, but wait no longer than a while for a store that does not answer."""
+        closing = threading.Thread(target=self._close, name="tbc-close", daemon=True)
+        closing.start()
+        for _ in range(round(_CLOSE_S / _LOOK_S)):
+            if not closing.is_alive():
+                return
+            await asyncio.sleep(_LOOK_S)
+        self.stuck = True
+        _LOG.error("the store did not answer at the end: what it was not told is as after a crash")
+
+    def _close(self) -> None:
+        try:
+            self.pools.close()
+        except Exception:
+            _LOG.exception("the books were not closed well")
+
     def drain(self) -> None:
         """Begin to end: streams stop, and what is in flight is finished."""
         self.draining = True
@@ -234,7 +256,7 @@ def create_app(service: Service) -> Starlette:
             await service.settled()
             if service.policy_process is not None:
                 await service.policy_process.aclose()
-            await asyncio.to_thread(service.pools.close)
+            await service.close()
 
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in service.operations:
@@ -324,7 +346,7 @@ class _Endpoint:
             else:
                 answer = await operation.serve(call)
                 if pool is not None:
-                    service.count(pool, operation, service.clock() - began, answer, call.key)
+                    service.count(pool, operation, service.clock() - began, answer)
                 if type(answer) is Text:
                     await _send(send, 200, answer.body, answer.headers)
                 else:

@@ -2,13 +2,15 @@
 
 A connection that waits for a request, or has begun one and does not go on, is closed after a while; sooner if
 there are nearly as many connections as there may be. What is wrong with a request before the application sees
-it is said in the envelope of every other error.
+it is said in the envelope of every other error. One that does not take its answers is cut off.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 from typing import Any, Final
 
 import uvicorn
@@ -24,8 +26,10 @@ except ImportError:  # Windows has no such bound
 
 __all__ = ["Connection", "allow_many", "close_idle", "connection_of", "room_for"]
 
-#: Seconds that a connection may wait for a request while there are nearly too many.
+#: Seconds that a connection may wait for a request, or take nothing, while there are nearly too many.
 _CROWDED_S: Final = 1.0
+#: Bytes that wait in the system to be sent: with more, who reads slowly could not be told from who does not.
+_UNSENT: Final = 16_384
 #: Files that are none of connections: the store's, those of the libraries.
 _OTHER_FILES: Final = 200
 #: Connections beyond the limit that are told so; further ones are cut off.
@@ -55,13 +59,21 @@ class Connection(HttpToolsProtocol):
     most: int = limits.connections
     waits_since: float | None = None
     _patience: float = limits.head_s
+    _full_since: float | None = None
+    _unread = 0
     _size = 0
     _read = 0
+    _unheard = 0
     _in_head = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            with contextlib.suppress(OSError):  # it has left
+                transport.get_extra_info("socket").setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT
+                )
         self._wait(self.limits.head_s)
         if len(self.connections) > self.most + _TOLD:
             transport.abort()
@@ -69,16 +81,17 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Read on."""
         of_head = self._in_head or self.cycle is None  # else it may be the rest of a body for the most part
+        self._unheard += len(data)
         super().data_received(data)
         if of_head and self._in_head:
             self._read += len(data)  # a header that has not come to its end is not counted otherwise
-            if self._read > self.limits.head and not self.transport.is_closing():
-                self._refuse(_too_large(self.limits.head))
+        if max(self._read, self._unheard) > self.limits.head and not self.transport.is_closing():
+            self._refuse(_too_large(self.limits.head))
 
     def on_message_begin(self) -> None:
         """Note that a request begins."""
         super().on_message_begin()
-        self._in_head, self._size, self._read = True, 0, 0
+        self._in_head, self._size, self._read, self._unheard = True, 0, 0, 0
         self._wait(self.limits.head_s)
 
     def on_url(self, url: bytes) -> None:
@@ -87,15 +100,27 @@ class Connection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Note a header."""
+        """Note a header; after a body it says nothing."""
         self._count(len(name) + len(value) + _HEADER)
-        super().on_header(name, value)
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Have the request served, or say that there are too many connections."""
         self._in_head, self.waits_since = False, None
+        self._read = self._unheard = 0
         self.app = self.config.loaded_app if len(self.connections) <= self.most else self._crowded
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Note a piece of a body."""
+        self._unheard = 0  # what is between two pieces, and after the last, is counted nowhere else
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Note the end of a request."""
+        self._unheard = 0
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
@@ -110,8 +135,26 @@ class Connection(HttpToolsProtocol):
         else:
             self._refuse(Problem(400, "malformed_request", msg, "Send HTTP/1.1."))
 
+    def pause_writing(self) -> None:
+        """Note since when answers are not taken as they come."""
+        super().pause_writing()
+        self._full_since, self._unread = self.loop.time(), self.transport.get_write_buffer_size()
+
+    def resume_writing(self) -> None:
+        """Note that they are."""
+        super().resume_writing()
+        self._full_since = None
+
     def close_if_idle(self, now: float, *, crowded: bool) -> None:
-        """Close it if it has waited for too long."""
+        """Close it if it has waited, or has taken nothing of its answers, for too long."""
+        if self._full_since is not None:
+            unread = self.transport.get_write_buffer_size()
+            if unread < self._unread:  # it is read, however slowly
+                self._full_since = now
+            self._unread = unread
+            if now - self._full_since > (_CROWDED_S if crowded else self.limits.cut_off_s):
+                self.transport.abort()
+            return
         if self.waits_since is None or (self.cycle is not None and not self.cycle.response_complete):
             return
         if now - self.waits_since <= (min(_CROWDED_S, self._patience) if crowded else self._patience):
@@ -130,6 +173,9 @@ class Connection(HttpToolsProtocol):
             raise _TooLargeError
 
     def _refuse(self, problem: Problem) -> None:
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.abort()  # nothing can be said within an answer
+            return
         status, headers, answer = answer_to(problem)
         body = json.dumps(answer, separators=(",", ":")).encode()
         said = {"content-type": "application/json", "cache-control": "no-store", **headers}

@@ -43,7 +43,8 @@ class Limits:
     streams : int
         Open `/v1/events` of one pool.
     heartbeat_s, cut_off_s : float
-        Seconds between two signs of life of a stream; and after which a reader that takes nothing is cut off.
+        Seconds between two signs of life of a stream; and after which whoever takes nothing of an answer is
+        cut off.
     """
 
     body: int = 65_536

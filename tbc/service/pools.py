@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from tbc.errors import HoldEndedError
+from tbc.clock import Clock, system_clock
+from tbc.errors import HoldEndedError, StoreAwayError
 from tbc.holds import Hold
 from tbc.leased import LeasedManager
 from tbc.service.metrics import Metrics
@@ -30,6 +32,8 @@ T = TypeVar("T")
 _REMEMBERED: Final = 20_000
 #: Numbers of holds that only this process knows begin beyond those of any journal.
 _LOCAL: Final = 2**52
+#: Seconds for which a store that was away while a pool was opened is not asked for others.
+_AWAY_S: Final = 1.0
 
 
 class OpenPool:
@@ -87,10 +91,10 @@ class OpenPool:
         return hold.hold_id
 
     def _forget_ended(self) -> None:
-        self._local = {number: hold for number, hold in self._local.items() if hold.state == "open"}
+        self._local = {number: hold for number, hold in self._local.items() if _is_open(hold)}
 
-    @contextmanager
-    def room(self, most: int, key: str | None = None) -> Generator[None]:
+    @asynccontextmanager
+    async def room(self, most: int, key: str | None = None) -> AsyncGenerator[None]:
         """Let another hold be opened in the block, or one that was opened under its key be found again.
 
         Raises
@@ -98,30 +102,27 @@ class OpenPool:
         Problem
             So many are open, or about to be: end some first.
         """
-        self._check_room(most, key)
+        if self._is_full(most):
+            self._forget_ended()
+            known = await self.run(partial(self.manager.knows_key, key))  # which frees what has expired
+            if not known and self._is_full(most):
+                raise Problem(
+                    429,
+                    "too_many_open_holds",
+                    f"{most} holds of this pool are open.",
+                    "Settle or void some, or wait until they expire: this request did nothing.",
+                    retryable=True,
+                    headers={"retry-after": "1"},
+                    details={"most": most},
+                )
         self._opening += 1
         try:
             yield
         finally:
             self._opening -= 1
 
-    def _check_room(self, most: int, key: str | None) -> None:
-        ledger = self.manager.ledger
-        if len(ledger.open_holds) + len(self._local) + self._opening < most:
-            return
-        self._forget_ended()
-        if len(ledger.open_holds) + len(self._local) + self._opening >= most:
-            if key is not None and ledger.answers.knows(key):
-                return  # nothing new is opened
-            raise Problem(
-                429,
-                "too_many_open_holds",
-                f"{most} holds of this pool are open.",
-                "Settle or void some, or wait until they expire: this request did nothing.",
-                retryable=True,
-                headers={"retry-after": "1"},
-                details={"most": most},
-            )
+    def _is_full(self, most: int) -> bool:
+        return len(self.manager.ledger.open_holds) + len(self._local) + self._opening >= most
 
     async def find(self, number: int) -> Hold:
         """Return the hold of that number.
@@ -147,14 +148,11 @@ class OpenPool:
         """
         hold = await self.find(number)
         if hold.state == "open" and not hold.expires_in_s:
-            desk: Any = hold._desk
-            ledger = desk.ledger
-
-            def look() -> None:
-                with ledger.lock:
-                    ledger.look()
-
-            await self.run(look)
+            if isinstance(hold._desk, SliceDesk):
+                with hold._desk.ledger.lock:
+                    hold._desk.ledger.look()
+            else:
+                await self.run(partial(self.manager.knows_key, None))  # which ends what has expired
         return hold
 
     def under(self, number: int, error: HoldEndedError) -> HoldEndedError:
@@ -171,6 +169,13 @@ class OpenPool:
         lines = self.store.entries(self.name, since)
         return await asyncio.to_thread(lambda: list(islice(lines, most))), False
 
+    async def is_ahead(self, since: int) -> bool:
+        """Return whether the journal does not reach line `since`: who has read that, has read another one."""
+        if not since:
+            return False
+        lines, folded = await self.entries(since - 1, 1)
+        return not lines and not folded
+
     async def refusals(self) -> Iterable[Any]:
         """Return the last refusals: of this server, or what a pool that is only viewed has of others."""
         if isinstance(self.manager, ViewedPool):
@@ -181,6 +186,10 @@ class OpenPool:
         """Let go of the books; what is open stays open in a store."""
         if hasattr(self.manager, "close"):
             self.manager.close()
+
+
+def _is_open(hold: Hold) -> bool:
+    return hold.state == "open" and hold.expires_in_s > 0
 
 
 def _under(number: int, settlement: Any) -> Any:
@@ -198,34 +207,73 @@ class Pools:
         Where all of them are kept.
     most : int
         How many may be open.
+    clock : callable
+        Seconds, never going back.
     """
 
-    def __init__(self, make: Callable[[str], Any], store: Store | None = None, *, most: int = 1_000) -> None:
+    def __init__(
+        self,
+        make: Callable[[str], Any],
+        store: Store | None = None,
+        *,
+        most: int = 1_000,
+        clock: Clock = system_clock,
+    ) -> None:
         self._make = make
         self._store = store
         self._most = most
-        self._opening = asyncio.Lock()
+        self._clock = clock
+        self._opening: dict[str, asyncio.Task[OpenPool]] = {}
+        self._away: StoreAwayError | None = None
+        self._away_until = float("-inf")
         #: Whether the store answers, where there is one.
         self.probe = None if store is None else Probe(store.pools)
         self.open: dict[str, OpenPool] = {}
 
     async def get(self, name: str) -> OpenPool:
-        """Return a pool, opened if it is not."""
-        async with self._opening:
-            pool = self.open.get(name)
-            if pool is not None:
-                return pool
-            if len(self.open) >= self._most:
+        """Return a pool, opened if it is not; those who ask for it at the same time wait for the same."""
+        pool = self.open.get(name)
+        if pool is not None:
+            return pool
+        opening = self._opening.get(name)
+        if opening is None:
+            if len(self.open) + len(self._opening) >= self._most:
                 raise Problem(
                     503,
                     "too_many_pools",
                     f"This server has {self._most} pools open.",
                     "Ask another server.",
                 )
-            make = self._make
-            manager = make(name) if self._store is None else await asyncio.to_thread(make, name)
+            opening = self._opening[name] = asyncio.create_task(self._open(name))
+            opening.add_done_callback(lambda done: done.cancelled() or done.exception())  # if all have left
+        return await asyncio.shield(opening)
+
+    async def _open(self, name: str) -> OpenPool:
+        try:
+            manager = self._make(name) if self._store is None else await asyncio.to_thread(self._made, name)
             pool = self.open[name] = OpenPool(name, manager, self._store)
             return pool
+        finally:
+            del self._opening[name]
+
+    def _made(self, name: str) -> Any:
+        """Return a manager; in a thread. Threads are few, and a store that is away takes seconds of each."""
+        away = self._away
+        if away is not None and self._clock() < self._away_until:
+            raise StoreAwayError(away.path, away.reason, away.remedy)
+        try:
+            return self._make(name)
+        except StoreAwayError as error:
+            self._away, self._away_until = error, self._clock() + _AWAY_S
+            raise
+
+    def open_now(self, name: str) -> None:
+        """Open a pool before anything is served; what is wrong with it raises, and all is closed again."""
+        try:
+            self.open[name] = OpenPool(name, self._make(name), self._store)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close all of them, and the store."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -78,6 +79,8 @@ def serve(
             log.say(goodbye)
     finally:
         log.close()
+        if service.stuck:
+            os._exit(1)  # Python would wait for the threads that wait for the store
 
 
 def make_server(

@@ -178,6 +178,32 @@ def test_an_open_stream_does_not_keep_the_server_from_ending():
     asyncio.run(within())
 
 
+STUCK = """
+import threading, time, tbc, tbc.service.app
+from concurrent.futures import ThreadPoolExecutor
+from tbc.service import Pools, Service
+from tbc.service.server import serve
+tbc.service.app._CLOSE_S = 0.1
+waits = ThreadPoolExecutor().submit(time.sleep, 1e6)
+class Stuck(Pools):
+    def close(self): waits.result()
+serve(Service(Stuck(lambda name: tbc.BudgetManager())), "127.0.0.1", 0, grace_s=1,
+    started=lambda where: print(where, flush=True))
+"""
+
+
+def test_a_server_ends_also_when_its_store_does_not_answer():
+    command = [sys.executable, "-c", STUCK]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout.readline().startswith("http")
+            server.send_signal(signal.SIGTERM)
+            _, said = server.communicate(timeout=WITHIN_S)
+            assert server.returncode == 1 and "the store did not answer at the end" in said
+        finally:
+            server.kill()
+
+
 @pytest.mark.parametrize("host", ["::1", "127.0.0.1"])
 def test_a_server_says_where_it_is(host):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

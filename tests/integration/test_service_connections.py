@@ -5,33 +5,42 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 
 from tbc.service import Limits
 from tbc.service.server import make_server
 from tests.service_client import make_service
+from tests.waiting import until
 
 WITHIN_S = 60
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @contextmanager
-def served(**limits):
-    """Yield the port of a server that runs in a thread."""
+def running(**limits):
+    """Yield a server that runs in a thread, and its port."""
     where = SimpleQueue()
     service = make_service(limits=Limits(**limits))
     server = make_server(service, "127.0.0.1", 0, grace_s=1, started=where.put)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        yield int(where.get(timeout=WITHIN_S).rpartition(":")[2])
+        yield server, int(where.get(timeout=WITHIN_S).rpartition(":")[2])
     finally:
         server.should_exit = True
         thread.join(WITHIN_S)
     assert not thread.is_alive()
+
+
+@contextmanager
+def served(**limits):
+    """Yield the port of a server that runs in a thread."""
+    with running(**limits) as (_, port):
+        yield port
 
 
 def connected(port, sent=b""):
@@ -90,6 +99,44 @@ def test_a_head_that_is_too_large_is_431(headers):
         assert answer(all_of(connection)) == (431, "headers_too_large")
 
 
+CHUNKED = HEALTH.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+TO_BE_READ = CHUNKED.replace(b"GET /health", b"POST /v1/decide").replace(
+    b"\r\n\r\n", b"\r\nContent-Type: application/json\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("asked", [CHUNKED, TO_BE_READ])
+@pytest.mark.parametrize("after", [b"0\r\nX: ", b"5;x="])
+def test_what_comes_with_a_body_and_is_none_is_bounded(asked, after):
+    with served(head_s=WITHIN_S, body_s=WITHIN_S, idle_s=WITHIN_S) as port, connected(port) as connection:
+        connection.sendall(asked + after)
+        with suppress(ConnectionError):  # it may be closed before all of it was sent
+            for _ in range(60):
+                connection.sendall(b"a" * 10_000)
+            assert b"431" in all_of(connection)
+        with connected(port, HEALTH) as other:
+            assert other.recv(12) == b"HTTP/1.1 200"
+
+
+def test_what_comes_with_a_body_while_the_answer_is_under_way_ends_the_connection():
+    with served() as port:
+        events = CHUNKED.replace(b"/health", b"/v1/events?since=0")
+        with connected(port, events) as connection:
+            assert b"200 OK" in connection.recv(65_536)
+            with suppress(ConnectionError):
+                connection.sendall(b"0\r\nX: ")
+                for _ in range(60):
+                    connection.sendall(b"a" * 10_000)
+                assert b"431" not in all_of(connection)
+
+
+def test_a_header_after_a_body_is_none_of_the_request():
+    body, key = b'{"agent_name": "a"}', b"Idempotency-Key: 1\r\n"
+    sent = TO_BE_READ.replace(b"decide", b"holds") + b"%x\r\n%s\r\n0\r\n" % (len(body), body)
+    with served() as port, connected(port, sent + key + key + b"\r\n") as connection:
+        assert answer(connection.recv(65_536)) == (404, "unknown_agent")  # not that there are two keys
+
+
 def test_an_address_that_is_too_long_is_431():
     with served(head=16_384) as port, connected(port, HEALTH.replace(b"health", b"a" * 20_000)) as asked:
         assert answer(all_of(asked)) == (431, "headers_too_large")
@@ -109,3 +156,68 @@ def test_beyond_the_limit_of_connections_the_answer_says_so_and_idle_ones_make_r
             assert all_of(each) == b""  # closed long before its time
         with connected(port, HEALTH) as asked:
             assert asked.recv(12) == b"HTTP/1.1 200"
+
+
+def who_never_reads(port):
+    """Return a connection on which more is asked than its buffers can take."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+    connection.connect(("127.0.0.1", port))
+    connection.setblocking(False)
+    connection.send(HEALTH.replace(b"/health", b"/openapi.json") * 60)
+    return connection
+
+
+def test_who_takes_nothing_of_the_answers_is_cut_off():
+    with running(cut_off_s=0.2) as (server, port), who_never_reads(port):
+        until(lambda: server.server_state.total_requests)
+        until(lambda: not server.server_state.connections)
+
+
+def test_those_who_never_read_make_room_for_others():
+    with served(connections=10, cut_off_s=WITHIN_S) as port, ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(who_never_reads(port))
+
+        def others_are_served():
+            with connected(port, HEALTH) as asked:
+                return asked.recv(12) == b"HTTP/1.1 200"
+
+        until(others_are_served)
+
+
+class Line:
+    """A transport whose other end takes what the test says."""
+
+    def __init__(self):
+        self.waiting = 100_000
+        self.aborted = False
+
+    def get_extra_info(self, name):
+        return self.socket if name == "socket" else None
+
+    def get_write_buffer_size(self):
+        return self.waiting
+
+    def abort(self):
+        self.aborted = True
+
+
+def test_who_reads_slowly_but_reads_is_not_cut_off():
+    with socket.socket() as end:
+        line = Line()
+        line.socket = end
+        server = make_server(make_service(), "127.0.0.1", 0, grace_s=1, started=print)
+        loop = SimpleNamespace(time=lambda: 0.0)
+        server.config.load()
+        connection = server.config.http_protocol_class(server.config, server.server_state, {}, _loop=loop)
+        connection.connection_made(line)
+        connection.pause_writing()
+        for second in range(0, 100, 5):
+            line.waiting -= 1
+            connection.close_if_idle(second, crowded=False)
+        assert not line.aborted
+        connection.close_if_idle(second + 10, crowded=False)
+        assert not line.aborted
+        connection.close_if_idle(second + 10.5, crowded=False)
+        assert line.aborted
