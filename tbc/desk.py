@@ -325,9 +325,9 @@ class SpendingDesk(Pool):
         nano: int | None = None,
     ) -> Settlement:
         """End a hold by the actual usage; see `Hold.settle`. `nano` is `usd`, in nano-dollars."""
-        # On the busiest path nothing is made of what is said.
-        said = None
-        if not (type(tokens) is int and 0 <= tokens <= hold.amount and usd is calls is usage is nano is None):
+        said = None  # on the busiest path nothing is made of it
+        plain = usage is None and usd is calls is nano is None
+        if not plain or type(tokens) is not int or not 0 <= tokens <= hold.amount:
             said = self.said_of(hold, tokens, estimated, usd, calls, usage, nano)
         ledger = self.ledger
         with self._lock:
