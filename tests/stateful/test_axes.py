@@ -94,8 +94,8 @@ class InDollarsToo(tbc.BudgetManager):
     def extend_hold(self, hold, tokens=0, expires_s=None, key=None, usd=None):
         return super().extend_hold(hold, tokens, expires_s, key, dollars(tokens))
 
-    def _spent(self, hold, tokens, nano, calls, estimated, guessed=None):
-        return super()._spent(hold, tokens, tokens, calls, estimated, guessed)
+    def _spent(self, hold, said):
+        return super()._spent(hold, said._replace(nano=hold.amount if said.tokens is None else said.tokens))
 
     def record_usage(self, name, tokens=0, note="usage", confidence=None, **how):
         return super().record_usage(name, tokens, note, confidence, usd=dollars(tokens), **how)
