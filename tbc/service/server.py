@@ -75,10 +75,16 @@ def serve(
         The files of a certificate and of its key: https is served, not http.
     """
     allow_many(service.limits.connections)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the server raises it again when it has ended
+    server = make_server(service, host, port, grace_s=grace_s, started=started, certificate=certificate)
+
+    def end(
+        *_: object,
+    ) -> None:  # before the server handles it itself, and when it raises it again at its end
+        server.should_exit = True
+
+    signal.signal(signal.SIGTERM, end)
     log = log_aside(2)
     try:
-        server = make_server(service, host, port, grace_s=grace_s, started=started, certificate=certificate)
         server.run()
         if goodbye is not None:
             log.say(goodbye)
