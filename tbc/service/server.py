@@ -120,6 +120,6 @@ def make_server(
         ssl_certfile=chain,
         ssl_keyfile=key,
         timeout_keep_alive=math.ceil(service.limits.idle_s),
-        timeout_graceful_shutdown=round(grace_s),
+        timeout_graceful_shutdown=grace_s,  # type: ignore[arg-type]  # it is waited for, whole or not
     )
     return _Server(config, service, started)

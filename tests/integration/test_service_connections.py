@@ -158,6 +158,12 @@ def test_beyond_the_limit_of_connections_the_answer_says_so_and_idle_ones_make_r
             assert asked.recv(12) == b"HTTP/1.1 200"
 
 
+@pytest.mark.parametrize("grace_s", [0.0, 0.4, 1.5])
+def test_calls_in_flight_have_as_long_as_was_said(grace_s):
+    server = make_server(make_service(), "127.0.0.1", 0, grace_s=grace_s, started=print)
+    assert server.config.timeout_graceful_shutdown == grace_s
+
+
 def who_never_reads(port):
     """Return a connection on which more is asked than its buffers can take."""
     connection = socket.socket()
