@@ -180,6 +180,14 @@ def test_who_takes_nothing_of_the_answers_is_cut_off():
         until(lambda: not server.server_state.connections)
 
 
+def test_who_leaves_without_reading_is_no_error(caplog):
+    with running() as (server, port):
+        with who_never_reads(port):
+            until(lambda: server.server_state.total_requests)
+        until(lambda: not server.server_state.connections and not server.server_state.tasks)
+    assert not caplog.records
+
+
 def test_those_who_never_read_make_room_for_others():
     with served(connections=10, cut_off_s=WITHIN_S) as port, ExitStack() as stack:
         for _ in range(12):
