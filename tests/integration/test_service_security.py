@@ -465,8 +465,6 @@ def test_with_a_certificate_https_is_served(host, certified, monkeypatch):
             context = ssl.create_default_context(cafile=str(certified / "chain.pem"))
             asked = f"https://localhost:{address.rpartition(':')[2]}/v1/report"
             assert httpx.get(asked, verify=context, timeout=60).status_code == 401
-            with pytest.raises(httpx.HTTPError):
-                httpx.get(asked.replace("https", "http"), timeout=60)
         finally:
             server.terminate()
 
