@@ -40,6 +40,8 @@ _FIRST_PAUSE_S: Final = 0.25
 _LONGEST_PAUSE_S: Final = 15.0
 #: Seconds for which who serves waits at most for those who were served together before.
 _GATHER_S: Final = 0.0003
+#: Seconds after which who waits looks whether anybody serves: who was to may have been interrupted.
+_LOOK_S: Final = 1.0
 #: How much work that nobody waits for may be left until the store can be written to, and is tried at a time.
 _LEFT_MOST: Final = 10_000
 _LEFT_AT_ONCE: Final = 500
@@ -135,6 +137,7 @@ class Clerk:
         self._left: deque[_Task] = deque()  # what nobody waits for and could not be kept yet
         self._dropped = 0
         self._mutex = threading.Lock()  # of the queue, and of who serves
+        self._desk = threading.Lock()  # locked while somebody serves
         self._led = False  # whether somebody serves, or is told to
         self._thread_leads = False
         self._together = 1  # how many there were to serve last time
@@ -171,7 +174,10 @@ class Clerk:
                 self._led = task.leads = True
         try:
             if task.gate is not None:
-                task.gate.acquire()  # until it is done, or its turn to serve
+                while not task.gate.acquire(timeout=_LOOK_S):  # until it is done, or its turn to serve
+                    if not self._desk.locked():
+                        task.leads = True
+                        break
             if task.leads:
                 self._serve(task)
         except BaseException:
@@ -188,8 +194,9 @@ class Clerk:
         with self._mutex:
             following = next((task for task in list(self._queue) if task.gate is not None), None)
             if following is not None:
-                following.leads = True
-                following.gate.release()
+                if not following.leads:
+                    following.leads = True
+                    following.gate.release()
             elif self._queue:
                 self._wake()
             else:
@@ -338,6 +345,11 @@ class Clerk:
         """Serve all that are in the queue; `own` is the task of this thread."""
         if own is not None:
             self._gather()
+        with self._desk:
+            if own is None or not own.done:
+                self._serve_queued(own)
+
+    def _serve_queued(self, own: _Task | None) -> None:
         batch: list[_Task] = []
         with contextlib.suppress(IndexError):  # others may withdraw meanwhile
             batch.extend(self._queue.popleft() for _ in range(len(self._queue)))
@@ -429,7 +441,7 @@ class Clerk:
                     raise
                 optimistic = False
             except BaseException as error:
-                if self._was_kept():
+                if not isinstance(error, StoreAwayError) and self._was_kept():
                     self._torn = False
                     if isinstance(error, Exception):  # as a lost answer: it has been found
                         return

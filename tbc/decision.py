@@ -193,7 +193,10 @@ class Decision:
 
         match self.status:
             case Status.GATE_CLOSED:
-                return f"reset_confidence({self.agent_name!r}) opens the gate again."
+                return (
+                    f"Resetting the confidence of {self.agent_name!r}, or reporting one below the threshold, "
+                    "opens its gate again."
+                )
             case Status.BUSY:
                 return (
                     f"Busy, not exhausted: with every open hold ended, {words(self.when_idle or 0)} would be "
@@ -209,6 +212,11 @@ class Decision:
                 return ""
 
     @property
+    def remedies(self) -> str:
+        """What would make it pass on every axis, each thing said once."""
+        return " ".join(dict.fromkeys(filter(None, (each.remedy for each in (self, *self.others)))))
+
+    @property
     def reason(self) -> str:
         """The decision in one sentence, with its numbers."""
 
@@ -220,8 +228,7 @@ class Decision:
             f"remaining {'uncapped' if self.remaining is None else words(self.remaining)}, treasury "
             f"{words(self.treasury)}, siblings {words(self.siblings)}, ancestors {words(self.ancestors)}."
         )
-        others = (other.remedy for other in self.others if other.status.refuses)
-        return " ".join(filter(None, (text, self.remedy, *others, self.note)))
+        return " ".join(filter(None, (text, self.remedies, self.note)))
 
 
 class Booking(NamedTuple):

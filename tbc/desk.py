@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +12,7 @@ from tbc import lifecycle
 from tbc.axes import CALLS, MAX_AMOUNT, USD
 from tbc.clock import EPOCH, system_clock
 from tbc.contract import check_amount, check_fraction, check_seconds
-from tbc.decision import Decision, Settlement
+from tbc.decision import Decision, Settlement, Transfer
 from tbc.errors import AgentClosedError, InvalidAmountError, OverrunError
 from tbc.holds import Hold, Part, PendingHold, Spent
 from tbc.ledger import Books
@@ -416,13 +417,14 @@ class SpendingDesk(Pool):
         expires_s: float | None = None,
         key: str | None = None,
         usd: Money | None = None,
-    ) -> None:
+    ) -> tuple[Transfer, ...]:
         """Set more aside, or for longer; see `Hold.extend`."""
         amounts = amounts_of(tokens, usd, 0)
         seconds = None if expires_s is None else check_seconds("expires_s", expires_s)
         content = ("extend", hold.hold_id, *amounts.items(), seconds)
         with self._lock:
             now = self.ledger.look()
+            had = Counter(hold.loans)
             refused = self.ledger.answers.recall(key, content)
             if refused is None:
                 expires_at = None if seconds is None else now + seconds
@@ -434,9 +436,11 @@ class SpendingDesk(Pool):
                 self._remember(key, content, refused or "done")
                 if refused is not None:
                     self._notice("Refused", refused)
+            lent = Counter(hold.loans) - had
         self._tell()
         if isinstance(refused, Decision) and self._mode == "enforce":
             raise lifecycle.refusal(refused)
+        return tuple(lent.elements())
 
     def end_later(
         self, hold: Hold, tokens: int | None, *, estimated: bool, usage: Usage | None = None

@@ -288,9 +288,7 @@ def error_object(error: BaseException) -> dict[str, Any]:
     decision = getattr(error, "decision", None)
     if isinstance(decision, Decision):
         found["decision"] = decision_object(decision)
-        found["hint"] = (
-            " ".join(filter(None, (each.remedy for each in (decision, *decision.others)))) or code.hint
-        )
+        found["hint"] = decision.remedies or code.hint
     settlement = getattr(error, "settlement", None)
     if isinstance(settlement, Settlement):
         found["settlement"] = settlement_object(settlement)

@@ -579,8 +579,7 @@ class BudgetExceededError(TBCError):
         )
         if self.decision is None:
             return text
-        others = (other.remedy for other in self.decision.others if other.status.refuses)
-        return " ".join((text, self.decision.remedy, *others))
+        return f"{text} {self.decision.remedies}"
 
     def _words(self) -> tuple[str, str]:
         """Return what was requested with its unit, and what was available without repeating the unit."""
@@ -601,7 +600,7 @@ class GateClosedError(BudgetExceededError):
         return (
             f"Agent {self.agent_name!r} is confident enough{numbers}: its gate refuses further spending, "
             f"{self._left()}. "
-            f"reset_confidence({self.agent_name!r}) opens the gate again."
+            "Resetting its confidence, or reporting one below the threshold, opens the gate again."
         )
 
     def _left(self) -> str:

@@ -167,8 +167,8 @@ class Desk(Protocol):
         expires_s: float | None,
         key: str | None,
         usd: Decimal | str | float | None = None,
-    ) -> None:
-        """Set more aside, or for longer."""
+    ) -> tuple[Transfer, ...]:
+        """Set more aside, or for longer; return what was lent for it."""
 
     def end_later(
         self, hold: Hold, tokens: int | None, *, estimated: bool, usage: Usage | None = None
@@ -506,10 +506,15 @@ class Hold(Part):
         usd: Decimal | str | float | None = None,
         expires_s: float | None = None,
         key: str | None = None,
-    ) -> None:
+    ) -> tuple[Transfer, ...]:
         """Set `tokens` (and dollars) more aside, or let the hold live `expires_s` seconds from now.
 
         Under a `key` it is safe to repeat.
+
+        Returns
+        -------
+        tuple of Transfer
+            What was lent for it; nothing if it is repeated.
 
         Raises
         ------
@@ -518,7 +523,7 @@ class Hold(Part):
         HoldEndedError
             If it has ended.
         """
-        self._desk.extend_hold(self, tokens, expires_s, key, usd)
+        return self._desk.extend_hold(self, tokens, expires_s, key, usd)
 
     # -- the same for callers that await; only a store makes them wait ----------------------------------
 
@@ -556,10 +561,11 @@ class Hold(Part):
         usd: Decimal | str | float | None = None,
         expires_s: float | None = None,
         key: str | None = None,
-    ) -> None:
+    ) -> tuple[Transfer, ...]:
         """Await `extend`."""
         extend = functools.partial(self.extend, tokens, usd=usd, expires_s=expires_s, key=key)
-        await self._desk.arun(extend) if self._desk.waits else extend()
+        lent: tuple[Transfer, ...] = await self._desk.arun(extend) if self._desk.waits else extend()
+        return lent
 
     # -- leaving without a settle ------------------------------------------------------------------------
 

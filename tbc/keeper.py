@@ -91,6 +91,10 @@ class KeptAnswers(Answers):
             return found
         return self._keeper.find_answer(key, content)
 
+    def knows(self, key: str) -> bool:
+        """Return whether there is a first answer under `key`, from whatever process."""
+        return super().knows(key) or self._keeper.has_answer(key)
+
     def remember(
         self, key: str | None, content: tuple[object, ...], answer: Any, open_holds: Container[int]
     ) -> None:
@@ -430,6 +434,10 @@ class Keeper:
                 _add(balances, (line.axis, line.peer), (line.allocated, 0, 0, 0, 0))
             lines.append((ledger.unwall(line.at), Kind(line.kind), *line[3:]))
         ledger.journal.begin_with(balances, lines)
+
+    def has_answer(self, key: str) -> bool:
+        """Return whether the store has an answer under a key."""
+        return bool(self.mark.version) and self._store.find_op(self._pool, key) is not None
 
     def find_answer(self, key: str, content: tuple[object, ...]) -> Any:
         """Return the first answer under a key as the store has it; ``None`` if it has none.

@@ -43,11 +43,20 @@ from tbc.axes import CALLS, TOKENS, USD, Axis
 from tbc.clock import Clock, system_clock
 from tbc.contract import ROOT, check_amount
 from tbc.decision import Decision
-from tbc.errors import BudgetExceededError, SliceTooSmallError, StoreError, TBCError
+from tbc.errors import BudgetExceededError, SliceTooSmallError, StoreError, TBCError, UnknownHoldError
 from tbc.holds import Hold, PendingHold
 from tbc.leases import Amounts, Lease, LeaseHolder, Refused, Report
 from tbc.pool import has_reached, nano_dollars
-from tbc.slices import SliceBooks, SliceDesk, Waits, dollars, may_wait, shortfalls, without_waiting
+from tbc.slices import (
+    SliceBooks,
+    SliceDesk,
+    Waits,
+    dollars,
+    may_wait,
+    numbers_of_slices,
+    shortfalls,
+    without_waiting,
+)
 from tbc.stored import WaitingHold, undo_of
 
 if TYPE_CHECKING:
@@ -72,7 +81,7 @@ class _Seat:
         self.holder = holder
         self.books: SliceBooks | None = None
         self.until = -inf  # of the worker's clock: no local hold from then on
-        self.watched: list[SliceBooks] = []  # given back, until no call is in flight
+        self.watched: list[SliceBooks] = []  # given back: while calls are in flight, or one has ended late
         self.tended = -inf
         self.tended_used = Amounts()
 
@@ -101,7 +110,9 @@ class LeasedManager:
     root, go to the shared pool: a key must be known to all. In ``audit`` mode nothing is refused here either.
 
     At `close`, calls in flight are booked in full, as everything that may have been sent is. What they say
-    later is told if it is more.
+    later is told if it is more. Of a hold that has expired nothing is booked until it is settled after all:
+    late, and once. A settle of a hold whose lease has been given back is answered when the shared pool has
+    it, and raises `StoreError` if it cannot be told; the same settle, `tend` and `close` tell it again.
     """
 
     def __init__(
@@ -117,6 +128,7 @@ class LeasedManager:
         self._holder = holder
         self._clock = clock
         self._life = uuid4().hex
+        self._numbers = numbers_of_slices()
         self._seats: dict[str, _Seat] = {}
         self._adding = threading.Lock()
         self._tended = clock()
@@ -259,6 +271,27 @@ class LeasedManager:
                 if seat.books is not None and seat.books.manager is desk:  # it has not been given back
                     self._ask(seat, more)
 
+    def tell_late(self, books: SliceBooks) -> None:
+        """Tell what was spent of a lease that has been given back, and return when it is booked.
+
+        Raises
+        ------
+        StoreError
+            It could not be told. It is tried again by `tend`, by `close`, and by the same settle.
+        """
+        may_wait()
+        seat = self._seats.get(books.agent_name)
+        if seat is not None:
+            seat.watched.append(books)
+            with seat.lock:
+                self._say_finals(seat)
+
+    def tell_later(self, books: SliceBooks) -> None:
+        """Have `tend` tell it; for finalizers, which must not wait."""
+        seat = self._seats.get(books.agent_name)
+        if seat is not None:
+            seat.watched.append(books)
+
     def _hold(
         self,
         agent_name: str,
@@ -361,18 +394,9 @@ class LeasedManager:
         return seat
 
     def _open_books(self, seat: _Seat, hold_id: int) -> SliceBooks:
-        name, leased, shared = seat.holder.agent_name, seat.holder.leased, self._shared
-        manager = shared.make_slice(self, self._clock)
-        usd = leased[USD]
-        manager.register_agent(
-            name,
-            max_tokens=leased[TOKENS],
-            min_reserve=0,
-            confidence_threshold=1.0,
-            max_usd=None if usd is None else dollars(usd),
-            max_calls=leased[CALLS],
-        )
-        return SliceBooks(manager, name, hold_id)
+        desk = self._shared.make_slice(self, self._clock)
+        desk.ledger.numbers_from = next(self._numbers)
+        return SliceBooks(desk, seat.holder.agent_name, hold_id, seat.holder.leased)
 
     # -- giving back -----------------------------------------------------------------------------------
 
@@ -380,7 +404,13 @@ class LeasedManager:
         """Tell what was spent, renew leases that are in use, and give back what is idle; in good time.
 
         Call it as often as you like, e.g. between calls: it does nothing until a quarter of a lease's length
-        has passed, unless it is to be `now`. Holds that ask for more call it too.
+        has passed, unless it is to be `now`. Holds that ask for more call it too. A renewal that is refused,
+        e.g. as the agent's gate has closed, is no error here: the agent's next hold says so.
+
+        Raises
+        ------
+        StoreError
+            The shared pool cannot be asked. What was to be told is told the next time.
         """
         time = self._clock()
         if not now and time < self._tended + self._lease.seconds / 4:
@@ -395,7 +425,6 @@ class LeasedManager:
                 seat.lock.release()
 
     def _tend_seat(self, seat: _Seat, time: float) -> None:
-        self._tell_late(seat)
         self._say_finals(seat)
         books = seat.books
         if books is None:
@@ -407,9 +436,13 @@ class LeasedManager:
         elif not idle:
             seat.tended, seat.tended_used = time, used
             if time >= seat.until - self._lease.seconds / 2:
-                self._ask(seat, Amounts())
-            else:
-                self._tell(seat)
+                try:
+                    self._ask(seat, Amounts())
+                except StoreError:
+                    raise
+                except TBCError:  # its business, and that of no other agent: its next hold says so
+                    pass
+            self._tell(seat)
 
     def _tell(self, seat: _Seat) -> None:
         books = seat.books
@@ -444,26 +477,29 @@ class LeasedManager:
         return True
 
     def _retire(self, seat: _Seat, books: SliceBooks) -> None:
-        books.stop()
+        books.give_back()  # first: who settles after the total was taken is either seen below or tells it
         books.told = seat.holder.closing.get(books.hold_id, books.told)
         seat.watched.append(books)  # also if none is in flight any more: one may just have ended
         seat.books, seat.until, seat.tended_used = None, -inf, Amounts()
 
     def _tell_late(self, seat: _Seat, *, last: bool = False) -> None:
-        """Say what calls that were in flight have cost more than was booked for them.
+        """Note what calls of leases that were given back have cost more than was booked for them.
 
-        At the `last` time those that still are, of a lease that an operator has closed, are booked in full.
+        A hold that expires is no call in flight: if it is settled after all, its books come here again. At
+        the `last` time calls still in flight, of a lease that an operator has closed, are booked in full.
         """
         for books in list(seat.watched):
             flying = books.in_flight()
             used = books.used().plus(flying) if last else books.used()
-            if books.told.at_least(used) != books.told:
-                books.told = books.told.at_least(used)
-                seat.holder.amend(books.hold_id, books.told, estimated=any(flying) or books.take_guessed())
+            total = books.told.at_least(used)
+            if total != books.told:
+                seat.holder.amend(books.hold_id, total, estimated=any(flying) or books.take_guessed())
+                books.told = total
             if not any(flying):
                 seat.watched.remove(books)
 
     def _say_finals(self, seat: _Seat) -> None:
+        self._tell_late(seat)
         for report in seat.holder.final_reports():
             self._shared.answer(report)
             seat.holder.acknowledged(report)
@@ -521,6 +557,22 @@ class LeasedManager:
 
     # -- reading ---------------------------------------------------------------------------------------
 
+    def find_hold(self, hold_id: int) -> Hold:
+        """Return the hold of that number: out of a lease, open or ended lately, or in the shared pool.
+
+        Raises
+        ------
+        UnknownHoldError
+            There is none, it is another worker's, it is a lease, or it is forgotten: as one that has ended
+            is when its slice has been given back.
+        """
+        for seat in list(self._seats.values()):
+            for books in (seat.books, *seat.watched):
+                if books is not None:
+                    with suppress(UnknownHoldError):
+                        return books.manager.find_hold(hold_id)
+        return self._shared.find_hold(hold_id)
+
     def decide(self, agent_name: str, tokens: int = 0, **how: Any) -> Decision:
         """Return what `hold` would do, and why: from the lease if that covers it, else in the shared pool."""
         seat = self._seats.get(agent_name)
@@ -565,6 +617,7 @@ class LeasedManager:
         may_wait()
         for seat in list(self._seats.values()):
             with seat.lock:
+                self._say_finals(seat)
                 self._tell(seat)
 
     def should_wind_down(self, hold: Hold) -> bool:
@@ -622,4 +675,10 @@ def _forget(myself: weakref.ref[LeasedManager]) -> None:
     """In a forked child: the leases are the parent's."""
     manager = myself()
     if manager is not None:
+        store = getattr(manager._shared, "_store", None)
+        for seat in manager._seats.values():
+            for books in (seat.books, *seat.watched):
+                if books is not None and store is not None:
+                    books.manager.left_at = store.path
         manager._seats, manager._life, manager._adding = {}, uuid4().hex, threading.Lock()
+        manager._numbers = numbers_of_slices()

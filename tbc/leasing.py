@@ -18,7 +18,7 @@ import attrs
 from tbc import lifecycle
 from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
 from tbc.contract import check_amount, check_fraction, check_seconds
-from tbc.decision import Decision, Kind, Settlement
+from tbc.decision import Decision, Kind, Settlement, Transfer
 from tbc.desk import SpendingDesk
 from tbc.errors import HoldEndedError, LeaseOpenError, SliceTooSmallError, TBCError, UnknownLeaseError
 from tbc.holds import Desk, Ending, Hold, Part, Spent
@@ -337,17 +337,17 @@ class LeasingDesk(SpendingDesk):
         expires_s: float | None = None,
         key: str | None = None,
         usd: Money | None = None,
-    ) -> None:
+    ) -> tuple[Transfer, ...]:
         """Set more aside, or for longer; see `Hold.extend`. A lease's end moves; it still does not expire."""
         if not isinstance(hold, LeaseHold):
-            super().extend_hold(hold, tokens, expires_s, key, usd)
-            return
+            return super().extend_hold(hold, tokens, expires_s, key, usd)
         seconds = None if expires_s is None else check_seconds("expires_s", expires_s)
-        super().extend_hold(hold, tokens, None, key, usd)
+        lent = super().extend_hold(hold, tokens, None, key, usd)
         if seconds is not None:
             with self._lock:
                 now = self.ledger.look()
                 self._renew(hold, now, now + seconds)
+        return lent
 
     # -- under the lock ----------------------------------------------------------------------------------
 

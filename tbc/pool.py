@@ -347,6 +347,25 @@ class Pool:
         others: dict[Axis, Rebalance] = {axis: each for axis, each in done.items() if axis != TOKENS}
         return attrs.evolve(done[TOKENS], others=others) if others else done[TOKENS]
 
+    def claim_key(self, key: str, content: tuple[object, ...], name: str) -> str:
+        """Return the name that a key was claimed under first: this one, if the key is new.
+
+        For what is begun once and is no operation on the books.
+
+        Raises
+        ------
+        KeyConflictError
+            The key was used for something else.
+        """
+        with self._lock:
+            self.ledger.look()
+            first: str | None = self.ledger.answers.recall(key, content)
+            if first is None:
+                first = name
+                self._remember(key, content, name)
+        self._tell()
+        return first
+
     # -- reading ---------------------------------------------------------------------------------------
 
     def now(self) -> float:
@@ -394,7 +413,16 @@ class Pool:
 
     def _look_up_hold(self, hold_id: int) -> Hold | None:
         ledger = self.ledger
-        known: Hold | None = ledger.open_holds.get(hold_id) or ledger.journal.hold(hold_id, ledger.seq)
+        line = hold_id - ledger.numbers_from
+        known: Hold | None = ledger.open_holds.get(hold_id) or ledger.journal.hold(line, ledger.seq)
+        return known
+
+    def knows_key(self, key: str | None) -> bool:
+        """Free what has expired, and return whether there is an answer under a key."""
+        with self._lock:
+            self.ledger.look()
+            known = key is not None and self.ledger.answers.knows(key)
+        self._tell()
         return known
 
     def statement(self, agent_name: str | None = None) -> Statement:

@@ -6,14 +6,17 @@ loop must not wait for its answer: what would have to, raises `Waits` there, and
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from decimal import Decimal
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from tbc.axes import AXES, CALLS, TOKENS, USD, Axis
-from tbc.decision import Decision, Settlement
+from tbc.decision import Decision, Settlement, Transfer
+from tbc.errors import HoldEndedError, StoreError
 from tbc.holds import Hold
 from tbc.leases import Amounts, used_of
 from tbc.leasing import LeasingDesk
@@ -30,12 +33,17 @@ __all__ = [
     "Worker",
     "dollars",
     "may_wait",
+    "numbers_of_slices",
     "shortfalls",
     "without_waiting",
 ]
 
 #: What one seat keeps of its journal; the shared pool has the lasting one.
 _KEEP: Final = 256
+#: Where the numbers of holds out of slices begin: beyond all that a pool gives, and exact in JSON.
+_NUMBERS_FROM: Final = 2**52
+#: How many of them a slice has.
+_NUMBERS_EACH: Final = 2**28
 
 
 class Worker(Protocol):
@@ -46,6 +54,12 @@ class Worker(Protocol):
 
     def ask_for(self, desk: SliceDesk, agent_name: str, more: Amounts) -> None:
         """Ask for more of a lease."""
+
+    def tell_late(self, books: SliceBooks) -> None:
+        """Tell what was spent of a lease that has been given back."""
+
+    def tell_later(self, books: SliceBooks) -> None:
+        """Tell it in good time, without ever waiting now."""
 
     def remaining(self, agent_name: str, axis: Axis = TOKENS) -> int | None:
         """Return what an agent has left."""
@@ -89,6 +103,16 @@ class SliceDesk(LeasingDesk):
         self._worker = worker
         self.waits = True  # only for the shared pool: see `arun`
         self.guessed = False
+        self.given_back: SliceBooks | None = None
+        self.left_at: str | None = None  # the store, in a forked child: its leases are the parent's
+
+    def _check_process(self) -> None:
+        if self.left_at is not None:
+            raise StoreError(
+                self.left_at,
+                "its manager was opened before the fork",
+                "Settle the hold in the process that has it, or open a manager in the child",
+            )
 
     async def arun(self, operation: Callable[[], Any]) -> Any:
         """Await an operation: at once if the slice covers it, else aside."""
@@ -108,14 +132,25 @@ class SliceDesk(LeasingDesk):
         usage: Usage | None = None,
         nano: int | None = None,
     ) -> Settlement:
-        """End a hold; what was spent beyond the slice is asked for first."""
-        if type(tokens) is int and tokens > hold.amount and hold.settlement is None:
+        """End a hold; what was spent beyond the slice is asked for first.
+
+        If the slice has been given back by now, nothing is set aside for it: it is answered when it is told.
+        """
+        self._check_process()
+        if self.given_back is not None:
+            may_wait()
+            self._worker.tell_later(self.given_back)  # if something interrupts this
+        late = hold.settlement is not None
+        if type(tokens) is int and (late or tokens > hold.amount) and hold.state in ("open", "expired"):
             left = self.ledger.remaining(hold.agent_name)
-            if left is not None and tokens - hold.amount > left:
-                self._worker.ask_for(self, hold.agent_name, Amounts(tokens - hold.amount - left))
+            short = tokens - (0 if hold.settlement is not None else hold.amount)  # by now
+            if left is not None and short > left:
+                self._worker.ask_for(self, hold.agent_name, Amounts(short - left))
         ended = super().settle_hold(hold, tokens, estimated, usd, calls, usage, nano)
         if ended.estimated:
             self.guessed = True
+        if self.given_back is not None:  # it may have been just now
+            self._worker.tell_late(self.given_back)
         return ended
 
     def end_later(
@@ -124,6 +159,13 @@ class SliceDesk(LeasingDesk):
         """Settle without ever waiting."""
         self.guessed |= estimated
         super().end_later(hold, tokens, estimated=estimated, usage=usage)
+        if self.given_back is not None:
+            self._worker.tell_later(self.given_back)
+
+    def void_hold(self, hold: Hold) -> Settlement:
+        """End a hold without spending."""
+        self._check_process()
+        return super().void_hold(hold)
 
     def extend_hold(
         self,
@@ -132,8 +174,11 @@ class SliceDesk(LeasingDesk):
         expires_s: float | None = None,
         key: str | None = None,
         usd: Money | None = None,
-    ) -> None:
-        """Set more aside: what the slice does not cover is asked for first."""
+    ) -> tuple[Transfer, ...]:
+        """Set more aside: what the slice does not cover is asked for first. None, once it was given back."""
+        self._check_process()
+        if self.given_back is not None:
+            raise HoldEndedError(hold.hold_id, "expired", "extended", hold.settlement)
         amounts = amounts_of(tokens, usd, 0)
         ceiling = hold.ceiling_of(hold.amount + tokens) if tokens and usd is None else None
         if ceiling is not None:
@@ -143,7 +188,7 @@ class SliceDesk(LeasingDesk):
             short = Amounts(*(self._lacks(hold, axis, amounts.get(axis, 0)) for axis in AXES))
         if any(short):
             self._worker.ask_for(self, hold.agent_name, short)
-        super().extend_hold(hold, tokens, expires_s, key, usd)
+        return super().extend_hold(hold, tokens, expires_s, key, usd)
 
     def _lacks(self, hold: Hold, axis: Axis, amount: int) -> int:
         own = self.ledger.look_up(axis, hold.books)
@@ -161,11 +206,22 @@ class SliceDesk(LeasingDesk):
 class SliceBooks:
     """The local books of one lease: a pool of one agent whose caps are what is leased."""
 
-    def __init__(self, manager: SliceDesk, agent_name: str, hold_id: int) -> None:
+    def __init__(
+        self, manager: SliceDesk, agent_name: str, hold_id: int, leased: dict[Axis, int | None]
+    ) -> None:
         self.manager = manager
         self.agent_name = agent_name
         self.hold_id = hold_id
         self.told = Amounts()  # the total that the shared pool knows
+        usd = leased[USD]
+        manager.register_agent(
+            agent_name,
+            max_tokens=leased[TOKENS],
+            min_reserve=0,
+            confidence_threshold=1.0,
+            max_usd=None if usd is None else dollars(usd),
+            max_calls=leased[CALLS],
+        )
 
     def used(self) -> Amounts:
         """Return what was spent in all."""
@@ -202,6 +258,16 @@ class SliceBooks:
     def go_on(self) -> None:
         """Grant holds again."""
         self.manager.reset_confidence(self.agent_name)
+
+    def give_back(self) -> None:
+        """Grant no hold any more; what settles say from now on is told by themselves."""
+        self.stop()
+        self.manager.given_back = self
+
+
+def numbers_of_slices() -> count[int]:
+    """Return from where each slice of a worker numbers its holds; every worker begins somewhere else."""
+    return count(_NUMBERS_FROM + secrets.randbelow(2**51), _NUMBERS_EACH)
 
 
 def shortfalls(decision: Decision | None) -> Amounts:

@@ -38,7 +38,7 @@ from tbc.pool import Pool
 from tbc.stores.opening import open_store
 
 if TYPE_CHECKING:
-    from tbc.decision import Settlement
+    from tbc.decision import Settlement, Transfer
     from tbc.leases import Amounts
     from tbc.leasing import LeaseHold
     from tbc.ledger import Ledger
@@ -52,6 +52,7 @@ __all__ = ["StoredDesk", "WaitingHold", "undo_of"]
 _OPERATIONS: Final = (
     "accounts",
     "answer",
+    "claim_key",
     "close_agent",
     "close_lease",
     "decide",
@@ -60,6 +61,7 @@ _OPERATIONS: Final = (
     "hold",
     "hold_call",
     "hold_priced",
+    "knows_key",
     "lease",
     "leases",
     "rebalance",
@@ -213,9 +215,10 @@ class StoredDesk:
         settlement: Settlement = self._clerk.run(self._on_hold("void_hold", hold, (), {}))
         return settlement
 
-    def extend_hold(self, hold: Hold, *how: Any, **more: Any) -> None:
+    def extend_hold(self, hold: Hold, *how: Any, **more: Any) -> tuple[Transfer, ...]:
         """Set more aside, or for longer; see `Hold.extend`."""
-        self._clerk.run(self._on_hold("extend_hold", hold, how, more))
+        lent: tuple[Transfer, ...] = self._clerk.run(self._on_hold("extend_hold", hold, how, more))
+        return lent
 
     def _note_lease(self, hold: LeaseHold) -> None:
         """Note nothing: the keeper knows the leases."""

@@ -83,6 +83,10 @@ class Served:
     def port(self):
         return int(self.url.rpartition(":")[2])
 
+    def cut(self):
+        """End the streams; who asks for another one gets it."""
+        self.service._listeners.pop("default").close()
+
     def stop(self):
         self._server.should_exit = True
         self._thread.join(20)

@@ -73,7 +73,7 @@ def tamper(store: Store, *statements: str) -> None:
         file.close()
         return
     assert isinstance(store, PostgresStore)
-    with psycopg.connect(**store._settings) as server:
+    with psycopg.connect(**store._connections.settings) as server:
         server.execute(f'SET search_path = "{store.schema}"', prepare=False)
         server.execute("SET session_replication_role = replica", prepare=False)
         for statement in statements:

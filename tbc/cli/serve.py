@@ -67,7 +67,7 @@ def serve(
         Where the books are kept: sqlite:///FILE or postgresql://... Without one they die with the process. A
         URL with a password in it is better given as TBC_STORE.
     pool
-        The pool that is served where no tokens are asked for.
+        The pool that is served where no tokens are asked for. It is opened at the start.
     tokens
         The file of the bearer tokens that are asked for, as tbc token makes them. Each says its pool.
     certificate
@@ -77,7 +77,8 @@ def serve(
     behind_proxy
         Speak plain http where other machines reach it: something before it encrypts.
     max_tokens
-        The pool's cap in tokens, if it is new.
+        The cap in tokens of a pool that is new. With another than it has in the store the server does not
+        start or, with tokens, does not serve it.
     max_usd
         The same in dollars.
     max_calls
@@ -147,6 +148,8 @@ def serve(
     )
     if role == "policy":
         _check_prices(service)
+    if bearers is None:
+        pools.open_now(pool)
     what = f"pool {pool!r}" if bearers is None else "the pools of its tokens"
     kept = "in memory" if store is None else "in a store"
     served = "the tier policy" if role == "policy" else f"{what}, {kept},"

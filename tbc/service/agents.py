@@ -163,7 +163,7 @@ async def entries(call: Call) -> EntriesAnswer:
     return {
         "entries": found,
         "next": found[-1]["seq"] if len(found) == query.limit else None,
-        "folded": folded,
+        "folded": folded or (not found and await call.pool.is_ahead(query.since)),
     }
 
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tbc.clock import Clock, system_clock
-from tbc.errors import InvalidRequestError, StoreError, UnknownPriceError
+from tbc.errors import InvalidContractError, InvalidRequestError, StoreError, UnknownPriceError
 from tbc.service import agent_runs, agents, spending, tiers
 from tbc.service.answers import HealthAnswer
 from tbc.service.bearers import Bearers
@@ -29,7 +29,7 @@ from tbc.service.metrics import CONTENT_TYPE, MetricsAnswer, wants_json
 from tbc.service.openapi import document
 from tbc.service.page import page_routes
 from tbc.service.pools import OpenPool, Pools
-from tbc.service.problems import Problem, answer_to
+from tbc.service.problems import Problem, answer_to, pool_differs
 from tbc.service.requests import EventsQuery
 from tbc.service.roles import Role, serves
 from tbc.service.stream import Listeners, follow
@@ -138,7 +138,10 @@ class Service:
         name = self._door.admit(operation, headers)
         if operation.scope is None:
             return None
-        return self.pools.open.get(name) or await self.pools.get(name)
+        try:
+            return self.pools.open.get(name) or await self.pools.get(name)
+        except InvalidContractError as error:  # nothing that the request says
+            raise pool_differs(error) from error
 
     def check_names(self, headers: Mapping[bytes, bytes]) -> None:
         """Refuse what a page of the web may have sent; see `Door.check_names`."""
@@ -178,12 +181,10 @@ class Service:
         except Exception:
             _LOG.exception("a choice was not counted")
 
-    def count(
-        self, pool: OpenPool, operation: Operation, seconds: float, answer: Any, key: str | None
-    ) -> None:
+    def count(self, pool: OpenPool, operation: Operation, seconds: float, answer: Any) -> None:
         """Count a request that was served. What goes wrong with counting is nobody's error but ours."""
         try:
-            pool.metrics.answered(operation.name, seconds, answer, key)
+            pool.metrics.answered(operation.name, seconds, answer)
         except Exception:
             _LOG.exception("a request was not counted")
 
@@ -345,7 +346,7 @@ class _Endpoint:
             else:
                 answer = await operation.serve(call)
                 if pool is not None:
-                    service.count(pool, operation, service.clock() - began, answer, call.key)
+                    service.count(pool, operation, service.clock() - began, answer)
                 if type(answer) is Text:
                     await _send(send, 200, answer.body, answer.headers)
                 else:

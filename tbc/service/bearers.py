@@ -19,11 +19,13 @@ import hashlib
 import hmac
 import json
 import logging
+import math
 import os
+import re
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from typing import Any, Final
 
@@ -38,6 +40,7 @@ __all__ = ["SCOPES", "Bearers", "Token", "TokenFile"]
 #: What a token may allow: to look, to spend, to change agents and budgets. None includes another.
 SCOPES: Final = ("read", "spend", "admin")
 _PREFIX: Final = b"tbc_"
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
 #: Seconds between two looks at the file.
 _LOOK_S: Final = 1.0
 _LOCK_S: Final = 10.0
@@ -166,8 +169,8 @@ class TokenFile:
         if stat.S_IMODE(mode) & 0o022:
             raise InvalidContractError(f"{self.path}: others may write to it; chmod 600 {self.path}")
         try:
-            return [Token(**{**row, "scopes": tuple(row["scopes"])}) for row in json.loads(content)["tokens"]]
-        except (ValueError, TypeError, KeyError):
+            return [_token(row) for row in json.loads(content)["tokens"]]
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise InvalidContractError(f"{self.path} is no file of tokens") from None
 
     def mark(self) -> tuple[int, int, int, int] | None:
@@ -193,6 +196,23 @@ class TokenFile:
             except BaseException:
                 os.unlink(name)
                 raise
+
+
+def _token(row: Mapping[str, Any]) -> Token:
+    """Return a token of the file; raise if anything in it is not as `create` writes it."""
+    token = Token(**{**row, "scopes": tuple(row["scopes"])})
+    check_id("name", token.name)
+    check_id("pool", token.pool, in_paths=True)
+    if type(row["scopes"]) is not list or not set(SCOPES).issuperset(token.scopes):
+        raise TypeError("scopes")
+    if not _DIGEST.fullmatch(token.digest):
+        raise ValueError("digest")
+    if type(token.note) is not str:
+        raise TypeError("note")
+    for at in (token.created_at, token.expires_at, token.revoked_at):
+        if at is not None and (type(at) not in (int, float) or not math.isfinite(at)):
+            raise ValueError("at")
+    return token
 
 
 class Bearers:
@@ -241,7 +261,7 @@ class Bearers:
                 self._tokens = {token.name.encode(): token for token in self._file.tokens()}
                 self._mark = mark
                 self.unreadable = False
-        except (InvalidContractError, OSError) as error:
+        except Exception as error:  # whatever it is, what was valid before is not known to be any more
             if not self.unreadable:
                 _LOG.error("no token is accepted until its file is right again: %s", error)
             self._tokens = {}

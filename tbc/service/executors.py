@@ -157,19 +157,37 @@ class Executor:
         asked = 0 if task is None else task.cancelling()
         try:
             return await self._call(step)
-        except (Exception, GeneratorExit):
+        except Exception:
             raise
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > asked:
                 raise  # it is this request that is ended, not something within the callable
+            if isinstance(error, GeneratorExit) and not _is_at_work(task):
+                raise  # so is what nobody goes on with
             raise StepInterruptedError(error) from error
 
     async def _call(self, step: Step) -> Any:
         function = self.function
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
             return await function(step)
-        found = await anyio.to_thread.run_sync(function, step, abandon_on_cancel=True, limiter=_threads())
+        found = await anyio.to_thread.run_sync(
+            self._in_thread, step, abandon_on_cancel=True, limiter=_threads()
+        )
         return await found if inspect.isawaitable(found) else found
+
+    def _in_thread(self, step: Step) -> Any:
+        try:
+            return self.function(step)
+        except GeneratorExit as error:  # a future that brought it to the loop would close what awaits it
+            raise StepInterruptedError(error) from error
+
+
+def _is_at_work(task: asyncio.Task[Any] | None) -> bool:
+    """Return whether it is this task that runs: a coroutine that is closed as garbage is not in its own."""
+    try:
+        return task is not None and asyncio.current_task() is task
+    except RuntimeError:  # no loop runs any more
+        return False
 
 
 @functools.cache

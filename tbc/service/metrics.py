@@ -26,7 +26,7 @@ from tbc.axes import CALLS, NANO, TOKENS, USD
 from tbc.decision import Decision, Settlement, Transfer
 from tbc.labels import OTHER, FirstLabels
 from tbc.service.refusals import Refusals
-from tbc.wire import decision_object, transfer_object
+from tbc.wire import transfer_object
 
 if TYPE_CHECKING:
     from tbc.holds import Hold
@@ -50,6 +50,7 @@ _COUNTERS: Final = {
     "tbc_unmet": ("Tokens, dollars or calls that refused holds lacked.", ("axis", "priority")),
     "tbc_rebalance_bottlenecks": ("Rebalances by their bottleneck level.", ("axis", "level")),
     "tbc_runs": ("Runs by how they ended.", ("status",)),
+    "tbc_runs_usd": ("Dollars that steps of runs have cost.", ()),
     "tbc_policy_choices": ("Choices of the tier policy; a hard stop has no tier.", ("step", "tier")),
     "tbc_policy_downgrades": ("Steps given another tier than without limits.", ("cause",)),
     "tbc_policy_hard_stops": ("Steps that must not be done.", ("cause",)),
@@ -64,7 +65,7 @@ _HISTOGRAMS: Final = {
 
 
 class MetricsAnswer(TypedDict):
-    """Runs, and what the tier policy has chosen and saved; dollars as numbers."""
+    """Runs and what they have cost, and what the tier policy has chosen and saved; dollars as numbers."""
 
     AgentRunsTotal: int
     AgentStepsTotal: dict[str, dict[str, int]]
@@ -183,7 +184,7 @@ class Metrics:
 
     # -- counting ------------------------------------------------------------------------------------------
 
-    def answered(self, operation: str, seconds: float, answer: Any, key: str | None = None) -> None:
+    def answered(self, operation: str, seconds: float, answer: Any) -> None:
         """Count a request that was served."""
         counts = self._counts
         counts.add("tbc_requests", operation, "200")
@@ -191,8 +192,6 @@ class Metrics:
             counts.observe("tbc_hold_seconds", seconds)
             decision = answer["decision"]
             counts.add("tbc_decisions", "fits" if decision is None else decision["status"])
-            if decision is not None and decision["verdict"] == "REFUSE":
-                self.refusals.add(decision, key)
             self._moves(answer["loans"])
         elif operation in ("settleHold", "voidHold"):
             if operation == "settleHold":
@@ -210,8 +209,8 @@ class Metrics:
         """Count a hold that a step of a run has been granted."""
         decision = hold.decision
         self._counts.add("tbc_decisions", "fits" if decision is None else str(decision.status))
-        if decision is not None and not decision.allowed:
-            self.refusals.add(decision_object(decision))
+        if decision is not None and decision.status.refuses:  # audit mode: it would have been refused
+            self.refusals.add(decision)
         self.moved(hold.loans)
 
     def ended(self, settlement: Settlement) -> None:
@@ -247,7 +246,7 @@ class Metrics:
             self._counts.add("tbc_decisions", code)
             return
         self._counts.add("tbc_decisions", str(decision.status))
-        self.refusals.add(decision_object(decision), key)
+        self.refusals.add(decision, key)
         for each in (decision, *decision.others):
             if each.unmet:
                 self._add_amount("tbc_unmet", each.axis, self._priority(priority), each.unmet)
@@ -266,6 +265,11 @@ class Metrics:
         if judged.prevents_violation:
             counts.add("tbc_policy_sla_violations_prevented")
 
+    def paid(self, settlement: Settlement) -> None:
+        """Count what a step of a run has cost, and what moved at its end."""
+        self.ended(settlement)
+        self._counts.add("tbc_runs_usd", amount=settlement.usd / NANO)
+
     def ran(self, status: str) -> None:
         """Count a run that has ended."""
         self._counts.add("tbc_runs", status)
@@ -282,7 +286,7 @@ class Metrics:
             "AgentStepsTotal": steps,
             "AgentDowngradesTotal": {cause: int(count) for (cause,), count in of("tbc_policy_downgrades")},
             "AgentHardStopsTotal": sum(int(count) for _, count in of("tbc_policy_hard_stops")),
-            "AgentCostTotal": sum(count for _, count in of("tbc_policy_expected_usd")),
+            "AgentCostTotal": sum(count for _, count in of("tbc_runs_usd")),
             "AgentCostSaved": sum(count for _, count in of("tbc_policy_saved_usd")),
             "SLAViolationsPrevented": sum(
                 int(count) for _, count in of("tbc_policy_sla_violations_prevented")

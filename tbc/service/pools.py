@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -90,10 +91,10 @@ class OpenPool:
         return hold.hold_id
 
     def _forget_ended(self) -> None:
-        self._local = {number: hold for number, hold in self._local.items() if hold.state == "open"}
+        self._local = {number: hold for number, hold in self._local.items() if _is_open(hold)}
 
-    @contextmanager
-    def room(self, most: int, key: str | None = None) -> Generator[None]:
+    @asynccontextmanager
+    async def room(self, most: int, key: str | None = None) -> AsyncGenerator[None]:
         """Let another hold be opened in the block, or one that was opened under its key be found again.
 
         Raises
@@ -101,30 +102,27 @@ class OpenPool:
         Problem
             So many are open, or about to be: end some first.
         """
-        self._check_room(most, key)
+        if self._is_full(most):
+            self._forget_ended()
+            known = await self.run(partial(self.manager.knows_key, key))  # which frees what has expired
+            if not known and self._is_full(most):
+                raise Problem(
+                    429,
+                    "too_many_open_holds",
+                    f"{most} holds of this pool are open.",
+                    "Settle or void some, or wait until they expire: this request did nothing.",
+                    retryable=True,
+                    headers={"retry-after": "1"},
+                    details={"most": most},
+                )
         self._opening += 1
         try:
             yield
         finally:
             self._opening -= 1
 
-    def _check_room(self, most: int, key: str | None) -> None:
-        ledger = self.manager.ledger
-        if len(ledger.open_holds) + len(self._local) + self._opening < most:
-            return
-        self._forget_ended()
-        if len(ledger.open_holds) + len(self._local) + self._opening >= most:
-            if key is not None and ledger.answers.knows(key):
-                return  # nothing new is opened
-            raise Problem(
-                429,
-                "too_many_open_holds",
-                f"{most} holds of this pool are open.",
-                "Settle or void some, or wait until they expire: this request did nothing.",
-                retryable=True,
-                headers={"retry-after": "1"},
-                details={"most": most},
-            )
+    def _is_full(self, most: int) -> bool:
+        return len(self.manager.ledger.open_holds) + len(self._local) + self._opening >= most
 
     async def find(self, number: int) -> Hold:
         """Return the hold of that number.
@@ -150,14 +148,11 @@ class OpenPool:
         """
         hold = await self.find(number)
         if hold.state == "open" and not hold.expires_in_s:
-            desk: Any = hold._desk
-            ledger = desk.ledger
-
-            def look() -> None:
-                with ledger.lock:
-                    ledger.look()
-
-            await self.run(look)
+            if isinstance(hold._desk, SliceDesk):
+                with hold._desk.ledger.lock:
+                    hold._desk.ledger.look()
+            else:
+                await self.run(partial(self.manager.knows_key, None))  # which ends what has expired
         return hold
 
     def under(self, number: int, error: HoldEndedError) -> HoldEndedError:
@@ -174,6 +169,13 @@ class OpenPool:
         lines = self.store.entries(self.name, since)
         return await asyncio.to_thread(lambda: list(islice(lines, most))), False
 
+    async def is_ahead(self, since: int) -> bool:
+        """Return whether the journal does not reach line `since`: who has read that, has read another one."""
+        if not since:
+            return False
+        lines, folded = await self.entries(since - 1, 1)
+        return not lines and not folded
+
     async def refusals(self) -> Iterable[Any]:
         """Return the last refusals: of this server, or what a pool that is only viewed has of others."""
         if isinstance(self.manager, ViewedPool):
@@ -184,6 +186,10 @@ class OpenPool:
         """Let go of the books; what is open stays open in a store."""
         if hasattr(self.manager, "close"):
             self.manager.close()
+
+
+def _is_open(hold: Hold) -> bool:
+    return hold.state == "open" and hold.expires_in_s > 0
 
 
 def _under(number: int, settlement: Any) -> Any:
@@ -259,6 +265,14 @@ class Pools:
             return self._make(name)
         except StoreAwayError as error:
             self._away, self._away_until = error, self._clock() + _AWAY_S
+            raise
+
+    def open_now(self, name: str) -> None:
+        """Open a pool before anything is served; what is wrong with it raises, and all is closed again."""
+        try:
+            self.open[name] = OpenPool(name, self._make(name), self._store)
+        except BaseException:
+            self.close()
             raise
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from tbc.error_codes import code_of, error_object
 from tbc.run_errors import PolicyAwayError
 from tbc.service.answers import ErrorAnswer
 
-__all__ = ["Problem", "answer_to", "said_of"]
+__all__ = ["Problem", "answer_to", "pool_differs", "said_of"]
 
 _LOG: Final = logging.getLogger("tbc.service")
 #: What is said of what lies behind the server: where that is and who asks it is nobody's business but the
@@ -90,11 +90,26 @@ def said_of(error: BaseException) -> str:
         found = next(_BEHIND[kind] for kind in type(error).__mro__ if kind in _BEHIND)
     else:
         return str(error)
-    text, now = str(error), system_clock()
+    _log(code_of(error).code, str(error))
+    return found
+
+
+def _log(code: str, text: str) -> None:
+    now = system_clock()
     if text != _Last.text or now >= _Last.until:
         _Last.text, _Last.until = text, now + _QUIET_S
-        _LOG.error("%s: %s", code_of(error).code, text)
-    return found
+        _LOG.error("%s: %s", code, text)
+
+
+def pool_differs(error: errors.InvalidContractError) -> Problem:
+    """Return what is answered for a pool that has other terms than the server; the log has them."""
+    _log("pool_differs", str(error))
+    return Problem(
+        503,
+        "pool_differs",
+        "The pool has other terms than this server was started with: it is not served.",
+        "An operator has to start it with the terms of the pool, or with none; its log says which differ.",
+    )
 
 
 def answer_to(error: BaseException) -> tuple[int, dict[str, str], ErrorAnswer]:

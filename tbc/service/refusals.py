@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NotRequired, TypedDict
+
+import attrs
 
 from tbc.clock import wall_ns
 from tbc.service.answers import AxisName
-from tbc.wire import amounts_object
+from tbc.wire import amounts_object, decision_object
 
 if TYPE_CHECKING:
+    from tbc.decision import Decision
     from tbc.stores.store import Store
 
 __all__ = ["MOST", "RefusalAnswer", "Refusals", "RefusalsAnswer", "refusals_of_runs"]
@@ -43,8 +47,20 @@ class RefusalsAnswer(TypedDict):
     refusals: list[RefusalAnswer]
 
 
+@attrs.define
+class _Kept:
+    """A refusal, and by what it is known again."""
+
+    decision: Decision
+    key: str | None
+    answer: RefusalAnswer
+
+
 class Refusals:
     """The last so many refusals of a pool, as long as the server runs.
+
+    No two have the same `at`, so readers who are told of one by the stream find it again in the list. It may
+    be told by any thread.
 
     Parameters
     ----------
@@ -54,19 +70,28 @@ class Refusals:
 
     def __init__(self, wall: Callable[[], int] = wall_ns) -> None:
         self._wall = wall
-        self._last: deque[tuple[str | None, RefusalAnswer]] = deque(maxlen=MOST)
+        self._last: deque[_Kept] = deque(maxlen=MOST)
+        self._at = 0  # of the last one, in microseconds
+        self._lock = threading.Lock()
 
-    def add(self, decision: Mapping[str, Any], key: str | None = None) -> None:
-        """Remember a decision, as answers show it; once for each key that it is repeated under."""
-        if key is not None and any(key == known for known, _ in self._last):
-            return
-        shown = {name: decision[name] for name in _SHOWN if name in decision}
-        unmet = {each["axis"]: each["unmet"] for each in (decision, *decision["others"]) if each["unmet"]}
-        answer = {"at": self._wall() / 1e9, "mode": decision["mode"], "unmet": unmet, **shown}
-        self._last.append((key, answer))  # type: ignore[arg-type]
+    def add(self, decision: Decision, key: str | None = None) -> float:
+        """Remember a decision, once, whoever tells it and however often under its key; return its `at`."""
+        with self._lock:
+            for kept in reversed(self._last):
+                if kept.decision is decision or (key is not None and kept.key == key):
+                    kept.key = key or kept.key
+                    return kept.answer["at"]
+            self._at = max(self._wall() // 1_000, self._at + 1)
+            told = decision_object(decision)
+            shown = {name: told[name] for name in _SHOWN if name in told}
+            unmet = {each.axis: each.unmet for each in (decision, *decision.others) if each.unmet}
+            answer: Any = {"at": self._at / 1e6, "mode": decision.mode, "unmet": unmet, **shown}
+            self._last.append(_Kept(decision, key, answer))
+            return self._at / 1e6
 
-    def __iter__(self) -> Any:
-        return (answer for _, answer in self._last)
+    def __iter__(self) -> Iterator[RefusalAnswer]:
+        with self._lock:
+            return iter([kept.answer for kept in self._last])
 
 
 def refusals_of_runs(store: Store, pool: str, mode: str) -> Iterable[RefusalAnswer]:

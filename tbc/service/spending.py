@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import partial
 from typing import Final
 
@@ -29,7 +28,7 @@ async def open_hold(call: Call) -> HoldAnswer:
     """Set an amount aside."""
     asked: NewHold = call.body
     pool = call.pool
-    with pool.room(call.service.limits.open_holds, call.key):
+    async with pool.room(call.service.limits.open_holds, call.key):
         hold = await pool.manager.ahold(
             asked.agent_name,
             asked.tokens,
@@ -42,6 +41,8 @@ async def open_hold(call: Call) -> HoldAnswer:
             at_least=asked.at_least,
         )
         number = pool.number(hold)
+    if hold.decision is not None and hold.decision.status.refuses:  # audit mode: it would have been refused
+        pool.metrics.refusals.add(hold.decision, call.key)
     return hold_object(hold, number)
 
 
@@ -85,12 +86,11 @@ async def extend(call: Call) -> HoldAnswer:
     more: Extension = call.body
     number = call.path["hold_id"]
     hold = await call.pool.find(number)
-    lent = Counter(hold.loans)
     try:
-        await hold.aextend(more.tokens, usd=money(more), expires_s=more.expires_s, key=call.key)
+        lent = await hold.aextend(more.tokens, usd=money(more), expires_s=more.expires_s, key=call.key)
     except HoldEndedError as error:
         raise call.pool.under(number, error) from None
-    call.pool.metrics.moved((Counter(hold.loans) - lent).elements())
+    call.pool.metrics.moved(lent)
     return hold_object(hold, number)
 
 

@@ -127,21 +127,21 @@ class Listeners:
         loop = self._loop
         if loop is None or loop.is_closed():
             return
-        loop.call_soon_threadsafe(self._wake, None if isinstance(event, Booked) else _notice(event))
+        loop.call_soon_threadsafe(self._wake, None if isinstance(event, Booked) else self._notice(event))
+
+    def _notice(self, event: object) -> tuple[str, Any] | None:
+        if isinstance(event, Refused):
+            at = self._pool.metrics.refusals.add(event.decision)
+            return "refused", {"at": at, **decision_object(event.decision)}
+        if isinstance(event, GateMoved):
+            return "gate", attrs.asdict(event)
+        if isinstance(event, ThresholdReached):
+            return "threshold", attrs.asdict(event)
+        return None
 
     def _wake(self, notice: tuple[str, Any] | None) -> None:
         for listener in self._all:
             listener.tell(notice)
-
-
-def _notice(event: object) -> tuple[str, Any] | None:
-    if isinstance(event, Refused):
-        return "refused", decision_object(event.decision)
-    if isinstance(event, GateMoved):
-        return "gate", attrs.asdict(event)
-    if isinstance(event, ThresholdReached):
-        return "threshold", attrs.asdict(event)
-    return None
 
 
 async def follow(
@@ -150,9 +150,12 @@ async def follow(
     """Yield the text of the stream: what was after line `since`, then what comes, while it is `admitted`."""
     listener = listeners.add()
     try:
-        if since is None:
-            since = (await pool.run(lambda: pool.manager.statement(ROOT))).seq
-        yield b"retry: 1000\n\n"
+        said = "retry: 1000\n\n"
+        if since is None or await pool.is_ahead(since):
+            last = (await pool.run(lambda: pool.manager.statement(ROOT))).seq
+            said += "" if since is None else _gap(since, last + 1)
+            since = last
+        yield said.encode()
         waited = 0.0
         while not listeners.closed and admitted():
             listener.woken.clear()
@@ -176,11 +179,15 @@ async def follow(
         listeners.remove(listener)
 
 
+def _gap(since: int, first: int) -> str:
+    return f"event: gap\ndata: {_dump({'since': since, 'first': first})}\n\n"
+
+
 def _said(listener: _Listener, since: int, lines: list[Any], folded: bool) -> tuple[str, int]:
     said = []
     if folded:
         first = lines[0].seq if lines else since
-        said.append(f"event: gap\ndata: {_dump({'since': since, 'first': first})}\n\n")
+        said.append(_gap(since, first))
     said += [f"id: {line.seq}\nevent: entry\ndata: {_dump(entry_object(line))}\n\n" for line in lines]
     if lines:
         since = lines[-1].seq

@@ -156,12 +156,15 @@ class Walk:
         self._clock = clock
         self._visits: Counter[str] = Counter()
         self._previous: str | None = None
+        self._claimed = False  # whether its key is used up: from then on it has begun
 
     async def go(self) -> None:
         """Go through the graph, and note how that ended.
 
         Raises
         ------
+        RunForgottenError
+            A run was begun under its key before.
         TBCError
             The first step could not even be asked for, and nothing was done.
         """
@@ -282,7 +285,6 @@ class Walk:
 
     async def _step(self, step: StepAnswer) -> None:
         """Choose, hold, carry out and settle; whatever keeps it from being done is an `_End`."""
-        first = not self._run.steps
         try:
             judged, asked = await self._choose(step)
             hold = await self._hold(step, judged.choice, asked)
@@ -296,7 +298,9 @@ class Walk:
             self._run.steps.append(step)
             raise
         except TBCError as error:
-            if first:  # nothing was done: it is the request that is answered so
+            if not (
+                self._claimed or self._run.steps
+            ):  # nothing was done: it is the request that is answered so
                 raise
             self._run.steps.append(step)
             away = isinstance(error, PolicyAwayError | PolicyDiffersError)
@@ -337,6 +341,7 @@ class Walk:
             ),
         )
         judged = await self._judge(asked)
+        await self._claim()
         choice = judged.choice
         self._chosen(judged)
         cost = choice.expected_cost or 0
@@ -364,21 +369,31 @@ class Walk:
             )
         return judged, asked
 
+    async def _claim(self) -> None:
+        """Use the key of the run up, once there is a choice for its first step."""
+        run = self._run
+        if self._claimed or run.key is None:
+            return
+        claim = partial(self._pool.manager.claim_key, book_key(run.key), ("run", run.asked), run.run_id)
+        try:
+            first = await self._pool.run(claim)
+        except KeyConflictError:
+            raise KeyConflictError(run.key, ("run",), ("another run",)) from None
+        if first != run.run_id:
+            raise RunForgottenError(first, "it was begun under this key before, and its record is not here")
+        self._claimed = True
+
     async def _hold(self, step: StepAnswer, choice: TierChoice, asked: FlatQuestion) -> Hold:
         run = self._run
-        try:
-            hold: Hold = await self._pool.manager.ahold(
-                run.agent_name,
-                asked.input_tokens + asked.max_output_tokens,
-                usd=dollars(choice.expected_cost or 0),
-                model=choice.model,
-                expires_s=_EXPIRES_S,
-                key=None if run.key is None else hold_key(run.key, step["number"]),
-                operation=f"{run.run_id}/{step['number']}",
-            )
-        except KeyConflictError:  # the name of a run is in what it holds for
-            reason = "it was begun under this key before, and its record is not kept any more"
-            raise RunForgottenError(run.run_id, reason) from None
+        hold: Hold = await self._pool.manager.ahold(
+            run.agent_name,
+            asked.input_tokens + asked.max_output_tokens,
+            usd=dollars(choice.expected_cost or 0),
+            model=choice.model,
+            expires_s=_EXPIRES_S,
+            key=None if run.key is None else f"{book_key(run.key)}/{step['number']}",
+            operation=f"{run.run_id}/{step['number']}",
+        )
         hold.expect_input(asked.input_tokens)
         price = self._tiers.price_of(choice.tier)
         if price is not None:
@@ -467,7 +482,7 @@ class Walk:
         run.latency_ms += step["latency_ms"]
         if settlement is None:
             return
-        self._pool.metrics.ended(settlement)
+        self._pool.metrics.paid(settlement)
         money = settlement.on(USD)
         step["cost"], step["cost_usd"] = settlement.usd, usd_string(settlement.usd)
         step["tokens"] = settlement.tokens
@@ -495,7 +510,6 @@ class Walk:
         return _End("failed", "failed", cause, f"Step {name!r} raised {kind}.")
 
 
-def hold_key(key: str, number: int) -> str:
-    """Return the key of a step's hold: it is found again wherever the run's key is sent."""
-    digest = hashlib.sha256(key.encode()).hexdigest()[:32]
-    return f"run:{digest}/{number}"
+def book_key(key: str) -> str:
+    """Return the key of a run in the books; those of its holds begin with it."""
+    return f"run:{hashlib.sha256(key.encode()).hexdigest()[:32]}"

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import threading
-import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
 from tbc.errors import (
     InvalidAmountError,
@@ -35,19 +32,13 @@ from tbc.stores.schema import checksum
 from tbc.stores.store import Answering, Question, Store
 
 if TYPE_CHECKING:
-    import psycopg_pool
-
-    from tbc.stores.postgres_connection import Connection
-
-    Pool = psycopg_pool.ConnectionPool[Connection]
+    from tbc.stores.postgres_connections import Connection, Connections
 
 __all__ = ["PostgresStore"]
 
 _OLDEST: Final = 15
 _TRIES: Final = 3
 _BATCH: Final = 2_000
-_CONNECT_S: Final = 5
-_RETRY_S: Final = 0.25
 _STATEMENT_S: Final = 5
 _IDLE_S: Final = 10
 _BUSY: Final = frozenset({"55P03", "57014", "40001", "40P01", "53300"})
@@ -117,11 +108,10 @@ class PostgresStore(Store):
         self._lock_ms = max(1, int(lock_timeout_s * 1000))
         self._pid = os.getpid()
         self._mine = threading.local()
-        self._pool: Pool | None = None
-        self._free = threading.BoundedSemaphore(connections)
-        self._psycopg, pools = self._import_psycopg()
-        self._settings = self._settings_of(url)
-        connection = self._connect()
+        self._psycopg, connecting = self._import_psycopg()
+        self._connections: Connections = connecting(url, connections, self._set_up)
+        self.path = self._connections.path
+        connection = self._connections.connect()
         try:
             with self._typed(connection):
                 self._check_server(connection)
@@ -129,16 +119,7 @@ class PostgresStore(Store):
                 self._ledger_id = self._check_and_migrate(connection, create)
         finally:
             connection.close()
-        self._pool = pools.ConnectionPool(
-            connection_class=self._connection,
-            kwargs=self._settings,
-            min_size=1,
-            max_size=connections,
-            configure=self._set_up,
-            reconnect_timeout=_RETRY_S,  # who waits asks again: nobody waits out a pause made for others
-            name="tbc",
-            open=True,
-        )
+        self._connections.open()
 
     #: A transaction at a mark is only known to have been the next one when it has ended.
     locks_first = False
@@ -184,7 +165,7 @@ class PostgresStore(Store):
                 yield writer
                 arguments = writer.arguments()
                 if arguments is not None:
-                    with self._taken() as connection, self._typed(connection, writer, sent=True):
+                    with self._connections.taken() as connection, self._typed(connection, writer, sent=True):
                         self._put(connection, pool, at, arguments, tries=_TRIES)
                     writer.finish()
             finally:
@@ -192,7 +173,7 @@ class PostgresStore(Store):
 
     @contextmanager
     def _patient(self, pool: str) -> Generator[PostgresWriter]:
-        with self._block(), self._taken() as connection:
+        with self._block(), self._connections.taken() as connection:
             with self._typed(connection):
                 connection.execute("BEGIN")
                 mark = self._take(connection, pool)
@@ -289,7 +270,8 @@ class PostgresStore(Store):
 
         Managers that are opened afterwards number their holds beyond what the time since the backup has used.
         """
-        with self._ready() as pool, self._taken(pool) as connection, self._typed(connection, sent=True):
+        self._check_ours()
+        with self._connections.taken() as connection, self._typed(connection, sent=True):
             connection.execute(_NUMBER_ON, (statements.NUMBERS_FROM,))
             row = connection.execute(
                 "UPDATE meta SET value = (value::bigint + 1)::text WHERE key = 'restore_epoch'"
@@ -299,81 +281,27 @@ class PostgresStore(Store):
 
     def close(self) -> None:
         """Let go of the connections; a second time changes nothing."""
-        if self._pid != os.getpid() or self._pool is None:
+        if self._pid != os.getpid() or self._connections.is_closed:
             return
         if getattr(self._mine, "writing", False):
             raise self._error("a transaction is open", "Leave its block before close()")
-        pool, self._pool = self._pool, None
-        pool.close()
+        self._connections.close()
 
     def __repr__(self) -> str:
         return f"<PostgresStore {self.path!r} schema={self.schema!r}>"
 
     # -- opening -------------------------------------------------------------------------------------------
 
-    def _import_psycopg(self) -> tuple[Any, Any]:
+    def _import_psycopg(self) -> tuple[Any, type[Connections]]:
         try:
             import psycopg
-            import psycopg_pool
 
-            from tbc.stores.postgres_connection import Connection
+            from tbc.stores.postgres_connections import Connections
         except ImportError as error:
             raise self._error(
                 "psycopg is not installed", 'Install it with:  pip install "tbc[postgres]"'
             ) from error
-        self._connection = Connection
-        return psycopg, psycopg_pool
-
-    def _settings_of(self, url: str) -> dict[str, Any]:
-        """Return how to connect, and remember where to without the password."""
-        try:
-            settings = self._psycopg.conninfo.conninfo_to_dict(url)
-        except (self._psycopg.Error, TypeError):
-            # What it says may quote the password.
-            raise self._error(
-                "its address cannot be read",
-                'Write it as "postgresql://user:password@host:port/database", with other characters than '
-                "letters and digits percent-encoded",
-            ) from None
-        user = f"{quote(settings['user'], safe='')}@" if settings.get("user") else ""
-        port = f":{settings['port']}" if settings.get("port") else ""
-        host = quote(str(settings.get("host", "")), safe=",.:[]")
-        self.path = f"postgresql://{user}{host}{port}/{quote(str(settings.get('dbname', '')), safe='')}"
-        return {
-            "connect_timeout": _CONNECT_S,
-            "keepalives_idle": _IDLE_S,
-            "keepalives_interval": _CONNECT_S,
-            "keepalives_count": 3,
-            "application_name": "tbc",
-            **settings,
-            "client_encoding": "UTF8",
-            "autocommit": True,
-            "prepare_threshold": 0,
-        }
-
-    def _connect(self) -> Connection:
-        """Return a connection for what may take long."""
-        try:
-            connection = self._connection.connect(**self._settings)
-        except self._psycopg.Error as error:
-            said = _without(str(error).strip(), self._settings.get("password"))
-            raise StoreAwayError(
-                self.path,
-                f"it cannot be reached ({said}); nothing was written",
-                "Check that the server runs, and the address",
-            ) from None
-        connection.at_work = self._lives
-        return connection
-
-    def _lives(self) -> bool:
-        """Return whether the server says anything at all."""
-        try:
-            self._psycopg.connect(**self._settings).close()
-        except self._psycopg.errors.ConnectionTimeout:
-            return False
-        except self._psycopg.Error:
-            pass  # it says no
-        return True
+        return psycopg, Connections
 
     def _check_server(self, connection: Connection) -> None:
         version = connection.info.server_version
@@ -456,87 +384,24 @@ class PostgresStore(Store):
 
     # -- using the connections -----------------------------------------------------------------------------
 
-    @contextmanager
-    def _ready(self) -> Generator[Pool]:
-        """Yield the connections if they are still ours."""
+    def _check_ours(self) -> None:
+        """Refuse to use connections that are not ours, or not any more."""
         if self._pid != os.getpid():
             raise self._error("it was opened before the fork", "Open a store of its own in the child process")
-        if self._pool is None:
+        if self._connections.is_closed:
             raise self._error("it is closed", "Open it again")
-        yield self._pool
 
     @contextmanager
     def _block(self) -> Generator[None]:
         """Refuse a transaction within a transaction."""
-        with self._ready():
-            if getattr(self._mine, "writing", False):
-                raise self._error(
-                    "a transaction is open in this thread", "Write in that one; do not nest them"
-                )
-            self._mine.writing = True
-            try:
-                yield
-            finally:
-                self._mine.writing = False
-
-    @contextmanager
-    def _taken(self, pool: Pool | None = None) -> Generator[Connection]:
-        """Yield a connection that nobody else uses; it goes back without a transaction."""
-        if pool is None:
-            with self._ready() as ready:
-                pool = ready
-        if not self._free.acquire(timeout=_CONNECT_S):
-            raise StoreBusyError(
-                self.path,
-                f"all {pool.max_size} connections of this process were in use for {_CONNECT_S} s; "
-                "nothing was written",
-                "Try again, or open the store with more connections",
-            )
+        self._check_ours()
+        if getattr(self._mine, "writing", False):
+            raise self._error("a transaction is open in this thread", "Write in that one; do not nest them")
+        self._mine.writing = True
         try:
-            connection = self._alive(pool)
-            try:
-                yield connection
-            finally:
-                if not connection.closed and connection.info.transaction_status:
-                    try:
-                        connection.execute("ROLLBACK")
-                    except self._psycopg.Error:
-                        connection.close()
-                pool.putconn(connection)
+            yield
         finally:
-            self._free.release()
-
-    def _alive(self, pool: Pool) -> Connection:
-        """Return a connection that the server has not hung up on; the server is not asked.
-
-        Nothing was sent on one that is found dead here, so that another one can be taken instead.
-        """
-        import psycopg_pool
-
-        end = time.monotonic() + _CONNECT_S
-        while True:
-            try:
-                connection = pool.getconn(_RETRY_S)
-            except psycopg_pool.PoolTimeout as error:
-                if time.monotonic() < end:
-                    continue
-                raise StoreAwayError(
-                    self.path,
-                    f"it could not be reached for {_CONNECT_S} s; nothing was written",
-                    "Try again when the server runs",
-                ) from error
-            except psycopg_pool.PoolClosed as error:
-                raise self._error("it is closed", "Open it again") from error
-            poll = select.poll()
-            try:
-                poll.register(connection.fileno(), select.POLLIN)
-                while poll.poll(0):  # a last word may come before the end
-                    connection.pgconn.consume_input()
-            except self._psycopg.OperationalError:
-                connection.close()
-                pool.putconn(connection)
-            else:
-                return connection
+            self._mine.writing = False
 
     def _ask(self, *questions: Question) -> list[list[tuple[Any, ...]]]:
         with self._moment(alone=len(questions) == 1) as ask:
@@ -544,22 +409,23 @@ class PostgresStore(Store):
 
     @contextmanager
     def _moment(self, *, alone: bool = False) -> Generator[Answering]:
-        with self._ready() as pool:
-            taken = getattr(self._mine, "connection", None)
-            if taken is not None:  # the pool's row is locked: its other rows stay as they are
-                with self._typed(taken):
-                    yield partial(_answers, taken)
-                return
-            with self._taken(pool) as connection, self._typed(connection):
-                if not alone:
-                    connection.execute(_READ_ONE_MOMENT)
-                yield partial(_answers, connection)
-                if not alone:
-                    connection.execute("COMMIT")
+        self._check_ours()
+        taken = getattr(self._mine, "connection", None)
+        if taken is not None:  # the pool's row is locked: its other rows stay as they are
+            with self._typed(taken):
+                yield partial(_answers, taken)
+            return
+        with self._connections.taken() as connection, self._typed(connection):
+            if not alone:
+                connection.execute(_READ_ONE_MOMENT)
+            yield partial(_answers, connection)
+            if not alone:
+                connection.execute("COMMIT")
 
     @contextmanager
     def _aside(self) -> Generator[Any]:
-        with self._ready(), _closing(self._connect()) as connection, self._typed(connection):
+        self._check_ours()
+        with _closing(self._connections.connect()) as connection, self._typed(connection):
             self._set_up(connection)
             connection.execute(_READ_ONE_MOMENT)
             connection.execute("SET LOCAL statement_timeout = 0")
@@ -666,7 +532,3 @@ def _check_name(schema: object) -> str:
 def _version_of(meta: dict[str, str]) -> int:
     """Return the version of the tables."""
     return max((int(key[10:]) for key in meta if key.startswith("migration_")), default=0)
-
-
-def _without(text: str, secret: object) -> str:
-    return text.replace(str(secret), "***") if secret else text

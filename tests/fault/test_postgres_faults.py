@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import linecache
 import os
 import random
 import shutil
@@ -277,7 +279,7 @@ def test_who_waits_for_a_server_that_was_away_is_served_when_it_is_back(proxy, s
         proxy.cut_at, proxy.open = 1, False
         with pytest.raises(StoreAwayError):
             hold(far)
-        with pytest.raises(StoreAwayError, match="could not be reached"):
+        with pytest.raises(StoreAwayError, match="cannot be reached"):
             hold(far)
         found = []
         waiting = threading.Thread(target=lambda: found.append(hold(far)))
@@ -287,6 +289,71 @@ def test_who_waits_for_a_server_that_was_away_is_served_when_it_is_back(proxy, s
         proxy.open = True
         waiting.join()
     assert found == [2]
+
+
+def test_while_a_server_is_away_nobody_is_told_that_the_connections_are_in_use(server, open_again):
+    with open_again(connections=1) as store:
+        for pool in ("p", "q", "r"):
+            open_pool(store, pool)
+        server.crash()
+        try:
+            found = at_once(*(partial(hold, store, pool) for pool in ("p", "q", "r")))
+        finally:
+            server.start()
+        assert {type(error) for error in found} == {StoreAwayError}
+        assert hold(store) == 1
+
+
+def interrupted_at(function: str, text: str):
+    """Return a trace that interrupts the first line of `function` that has `text`, and where it did."""
+    raised = []
+
+    def watch(frame, event, _):
+        if frame.f_code.co_name != function:
+            return watch if event == "call" else None
+
+        def step(frame, event, _):
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+            if event == "line" and not raised and text in line:
+                raised.append(line)
+                raise KeyboardInterrupt
+            return step
+
+        return step
+
+    return watch, raised
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        ("_alive", "poll = select.poll()"),
+        ("_alive", "return pool, connection, use"),
+        ("taken", "yield connection"),
+        ("taken", "whole = True"),
+        ("taken", "connection.info.transaction_status"),
+        ("taken", "pool.putconn(connection)"),
+        ("_getconn_unchecked", "conn._pool = self"),
+        ("_return_connection", "self._reset_connection(conn)"),
+    ],
+)
+def test_fault_13_an_interrupt_loses_no_connection_for_good(open_again, function, text):
+    with open_again(connections=1) as store:
+        open_pool(store)
+        watch, raised = interrupted_at(function, text)
+        before = sys.gettrace()
+        sys.settrace(watch)
+        try:
+            with suppress(KeyboardInterrupt):
+                hold(store)
+        finally:
+            sys.settrace(before)
+        del watch
+        gc.collect()  # what a trace goes round in
+        assert raised
+        mark = mark_of(store)
+        assert hold(store, at=mark) == mark.seq + 1 and mark.seq in (0, 1)
+        assert store.verify()[0].ok
 
 
 @pytest.mark.parametrize(("answer", "error", "written"), [(1, StoreAwayError, 1), (2, StoreUnknownError, 2)])
@@ -301,7 +368,7 @@ def test_fault_34_a_transaction_that_waits_is_unknown_only_after_its_commit_was_
         assert (far.find_op("p", "late") is not None) == (written == 2)
 
 
-PATIENCE = "tbc.stores.postgres_connection.Connection.patience_s"
+PATIENCE = "tbc.stores.postgres_connections.Connection.patience_s"
 SILENT = {
     "hold at a mark": (lambda store, mark: hold(store, at=mark), StoreUnknownError),
     "hold that waits": (lambda store, _: hold(store), StoreAwayError),
@@ -380,7 +447,7 @@ def test_statements_that_others_dropped_are_those_of_a_pooler(open_again):
     with open_again(connections=1) as store:
         open_pool(store)
         hold(store)
-        with store._taken() as connection:
+        with store._connections.taken() as connection:
             connection.pgconn.exec_(b"DEALLOCATE ALL")  # unseen by psycopg
         with pytest.raises(StoreError, match="use its session mode"):
             hold(store)
@@ -557,7 +624,7 @@ def test_fault_34_a_manager_whose_answer_is_lost_finds_it_or_asks_again(proxy, s
 @contextmanager
 def failing(store: PostgresStore, state: str, times: int):
     """Let the server say so to the next that write a line; it counts, since what it takes back is gone."""
-    with psycopg.connect(**store._settings) as server:
+    with psycopg.connect(**store._connections.settings) as server:
         server.execute(f"SET search_path = {store.schema}")
         server.execute(
             f"""

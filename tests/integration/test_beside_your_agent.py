@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+import tbc
+
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "beside-your-agent.md").read_text(encoding="utf-8")
 
 
@@ -49,6 +51,15 @@ def agent(address, request):
 def account(address, name):
     found = httpx.get(f"{address}/v1/agents/{name}").json()["accounts"]["tokens"]
     return found["consumed"], found["held"]
+
+
+def paid(address, name):
+    return httpx.get(f"{address}/v1/agents/{name}").json()["accounts"]["usd"]["consumed"]
+
+
+def cost(input_tokens, output_tokens=0):
+    price = tbc.BudgetManager().prices.find("gpt-4.1-mini")
+    return price.cost(tbc.Usage(input_tokens=input_tokens, output_tokens=output_tokens))
 
 
 class Losing(httpx.HTTPTransport):
@@ -159,6 +170,7 @@ def test_python_voids_what_was_not_sent_and_books_the_input_of_what_broke(python
     with pytest.raises(KeyboardInterrupt):
         budget.call(agent, "gpt-4.1-mini", 300, 400, broken(KeyboardInterrupt()))
     assert account(address, agent) == (300, 0)
+    assert paid(address, agent) == cost(300)
 
 
 def without_types(text):
@@ -214,6 +226,7 @@ def test_typescript_does_the_same(address, agent, tmp_path):
         "ECONNRESET": "ECONNRESET",
     }
     assert account(address, agent) == (500 + 100 + 500, 0)
+    assert paid(address, agent) == 2 * cost(300, 200) + cost(100)
 
 
 MAIN = """package main
@@ -294,3 +307,4 @@ def test_go_does_the_same(address, agent, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["<nil>", "true budget_exhausted", "true", "broke"]
     assert account(address, agent) == (500 + 0 + 100, 0)
+    assert paid(address, agent) == cost(300, 200) + cost(100)

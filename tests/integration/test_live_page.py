@@ -10,6 +10,7 @@ import pytest
 import tbc
 from tbc.service.bearers import Bearers, TokenFile
 from tests.live_page import DESK, PHONE, Page, browsing, find_browser, served
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -488,6 +489,93 @@ def test_a_lost_connection_is_said_and_the_page_goes_on_where_it_was(page):
         page.until("return document.querySelector('#sums dd').textContent === '90'")
         assert page.rows("accounts")[1]["Spent"] == "0"
         assert page.js("return window.mark") == 1
+
+
+AWAY = """
+const plain = window.fetch;
+window.away = "";  // whatever begins with it does not reach the server
+window.back = new Promise((done) => { window.comeBack = () => { window.away = null; done(); }; });
+window.fetch = async (path, ...rest) => {
+  if (window.away === null || !path.startsWith(window.away)) return plain(path, ...rest);
+  if (window.away === "") throw new TypeError("away");
+  window.held = path;
+  await window.back;
+  return plain(path, ...rest);
+};
+"""
+
+
+@pytest.mark.parametrize("moment", ["away", "nearly back"])
+def test_what_was_told_while_the_connection_was_lost_is_shown_after_it(page, moment):
+    def refuse(tokens):
+        answer = httpx.post(f"{service.url}/v1/holds", json={"agent_name": "writer", "tokens": tokens})
+        assert answer.status_code == 402
+
+    manager = team()
+    manager.register_agent("sure", max_tokens=100, confidence_threshold=0.9)
+    with served(manager) as service:
+        refuse(50_000)
+        page.open(service)
+        page.until("return document.querySelector('#state').dataset.state === 'live'")
+        refuse(60_000)
+        page.until("return document.querySelectorAll('#log td[data-kind=refused]').length === 2")
+        page.js(AWAY)
+        service.cut()
+        page.until("return document.querySelector('#state').dataset.state === 'lost'")
+        if moment == "nearly back":  # it has loaded, and there is no stream yet
+            page.js("window.away = '/v1/events'; dispatchEvent(new Event('online'))")
+            page.until("return window.held")
+        manager.record_usage("reader", 1)
+        refuse(70_000)
+        refuse(70_000)
+        manager.record_usage("sure", 1, confidence=0.95)
+        page.js("window.comeBack(); dispatchEvent(new Event('online'))")
+        page.until("return document.querySelectorAll('#log td[data-kind=refused]').length === 4")
+        page.shows(manager).until(
+            "return document.querySelector('#accounts').textContent.includes('gate closed')"
+        )
+        last = [(row["What"], row["Amount"]) for row in page.rows("log")]
+        assert last[:4] == [
+            ("spent", "1 token"),
+            ("REFUSED", "70,000 tokens"),
+            ("REFUSED", "70,000 tokens"),
+            ("spent", "1 token"),
+        ]
+        (level,) = page.rows("unmet")
+        assert (level["Priority"], level["Refusals"]) == ("9", "4")
+        refuse(80_000)  # told by the stream, once
+        page.until("return document.querySelectorAll('#log td[data-kind=refused]').length === 5")
+        service.cut()
+        until(lambda: "default" in service.service._listeners)  # it has come again
+        refuse(90_000)
+        page.until("return document.querySelectorAll('#log td[data-kind=refused]').length >= 6")
+        assert [row["Amount"] for row in page.rows("log") if row["What"] == "REFUSED"] == [
+            f"{tokens:,} tokens" for tokens in (90_000, 80_000, 70_000, 70_000, 60_000, 50_000)
+        ]
+
+
+def test_a_gate_that_moves_while_the_report_is_read_is_as_it_was_told_last(page):
+    with served(team()) as service:
+        page.open(service)
+        found = page.browser.execute_async_script(
+            """const [done] = arguments;
+            import("/static/pool.js").then(({ Pool }) => {
+              const report = {
+                pool: "p", mode: "enforce", seq: 1, at: 1, open_holds: 0, axes: ["tokens"],
+                agents: [{agent_name: "a", parent: "(root)", priority: 1, gate_closed: false, accounts: {}}],
+              };
+              const pool = new Pool();
+              pool.take(report);
+              const { nth } = pool;
+              pool.notice("gate", { agent_name: "a", closed: true, confidence: 1 });
+              const told = pool.agents.get("a").gate_closed;
+              pool.take(report, nth);
+              const asked = pool.agents.get("a").gate_closed;
+              pool.take(report);
+              done([told, asked, pool.agents.get("a").gate_closed]);
+            });"""
+        )
+        assert found == [True, True, False]
 
 
 def test_a_token_is_asked_for_and_is_in_no_address(page, tmp_path):

@@ -14,6 +14,7 @@ import tbc
 from tbc.clock import ManualClock
 from tbc.errors import StoreAwayError, StoreMissingError
 from tbc.leased import LeasedManager
+from tbc.policy import V1
 from tbc.service import Limits, OpenPool, Pools, Service, create_app, problems
 from tbc.service.problems import Problem
 from tests.live_page import served
@@ -542,6 +543,43 @@ async def test_a_stream_tells_what_happens_while_it_is_open(app, manager, servic
     assert manager._subscribers is not None and not manager._subscribers._callbacks  # nobody listens any more
 
 
+@pytest.mark.parametrize("mode", ["enforce", "audit"])
+def test_a_refusal_of_the_stream_is_found_in_the_list_by_its_time(mode):
+    async def within():
+        manager = tbc.BudgetManager(max_tokens=20_000, mode=mode)
+        manager.register_agent("writer", max_tokens=4_000)
+        service = make_service(lambda name: manager, policy=V1)
+        refusals = (await service.pools.get("default")).metrics.refusals
+        refusals._wall = lambda: 1_000_000_000_000_000_000  # it stands still
+        async with client_of(service) as client, streaming(create_app(service)) as stream:
+            await asyncio.wait_for(stream.chunks.get(), 20)  # it has begun
+            told = []
+
+            async def next_one():
+                while True:
+                    name, _, data = await stream.next()
+                    if name == "refused":
+                        told.append((data["at"], data["agent_name"], data["requested"]))
+                        return
+
+            async def listed():
+                found = (await client.get("/v1/refusals")).json()["refusals"]
+                return [(each["at"], each["agent_name"], each["requested"]) for each in found]
+
+            for tokens, key in ((50_000, None), (50_000, None), (60_000, "k"), (60_000, "k")):
+                await hold(client, tokens=tokens, key=key)
+            for _ in range(3):
+                await next_one()
+            assert await listed() == told
+            await client.post("/agent/run", json={"goal": "x", "agent_name": "writer", "budget": "9000"})
+            if mode == "audit":
+                await next_one()
+            assert [at for at, *_ in told] == sorted({at for at, *_ in told})
+            assert (await listed())[: len(told)] == told
+
+    asyncio.run(within())
+
+
 @with_stream
 async def test_a_reader_that_takes_nothing_is_cut_off_and_nobody_waits_for_it(app, manager, service):
     async with streaming(app, "since=0") as stream:
@@ -642,6 +680,36 @@ def test_a_reader_whose_lines_are_gone_is_told_so():
             name, _, data = await stream.next()
             assert name == "gap" and data["since"] == 2 and data["first"] > 300
             assert (await stream.next())[1] == str(data["first"])
+
+    asyncio.run(within())
+
+
+def test_a_reader_of_another_journal_is_told_so():
+    async def within():
+        manager = tbc.BudgetManager(max_tokens=20_000)
+        manager.register_agent("writer", max_tokens=4_000)
+        service = make_service(lambda name: manager)
+        app = create_app(service)
+        async with client_of(service) as client:
+
+            async def folded(since):
+                page = (await client.get(f"/v1/entries?since={since}")).json()
+                assert since < 2 or page["entries"] == []
+                return page["folded"]
+
+            assert [await folded(since) for since in (0, 1, 2, 3, 500)] == [False, False, False, True, True]
+        for since in (3, 500):
+            async with streaming(app, headers=[(b"last-event-id", b"%d" % since)]) as stream:
+                last = manager.statement().seq
+                assert await stream.next() == ("gap", None, {"since": since, "first": last + 1})
+                manager.hold("writer", 10)
+                assert (await stream.next())[:2] == ("entry", str(last + 1))
+            manager.record_usage("writer", 0)
+        last = manager.statement().seq
+        async with streaming(app, f"since={last}") as stream:  # nobody is told who has read all of it
+            await asyncio.wait_for(stream.chunks.get(), 20)
+            manager.hold("writer", 10)
+            assert (await stream.next())[:2] == ("entry", str(last + 1))
 
     asyncio.run(within())
 

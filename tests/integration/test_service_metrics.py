@@ -150,12 +150,23 @@ async def test_choices_of_the_policy_are_counted_with_what_they_saved(client, po
             "execution_cheap_sla_constrained": 1,
         },
         "AgentHardStopsTotal": 1,
-        "AgentCostTotal": pytest.approx(0.015 + 0.005 + 0.005),
+        "AgentCostTotal": 0,
         "AgentCostSaved": pytest.approx(0.015 + 0.010),
         "SLAViolationsPrevented": 2,
     }
     assert await value("tbc_policy_sla_violations_prevented_total") == 2
     assert await value("tbc_policy_hard_stops_total", cause="budget_exhausted") == 1
+
+
+@run
+async def test_the_cost_of_runs_is_what_was_settled(client, post, value):
+    await post("/policy/evaluate", step="execute", remaining_budget="0.9", total_budget="1")
+    done = [(await post("/agent/run", goal="x", budget=budget)).json() for budget in ("0.08", "0.02", 0)]
+    assert [run["status"] for run in done] == ["completed", "stopped", "stopped"]
+    counters = (await client.get("/metrics", headers={"Accept": "application/json"})).json()
+    spent = sum(run["total_cost"] for run in done)
+    assert spent > 0 and counters["AgentCostTotal"] == pytest.approx(spent / 10**9)
+    assert await value("tbc_runs_usd_total") == pytest.approx(spent / 10**9)
 
 
 @run

@@ -19,6 +19,7 @@ from tbc.service import Pools, Service, create_app, problems
 from tbc.service.asking import PolicyProcess
 from tbc.service.bearers import Bearers, TokenFile
 from tbc.service.executors import Executor
+from tbc.stores import open_store
 from tests.service_client import client_of, make_service
 
 
@@ -261,6 +262,62 @@ def test_arguments_that_do_not_go_together_are_refused(arguments, said, unserved
     with pytest.raises(InvalidContractError, match=said) as refused:
         serve(**arguments)
     assert "HUNTER2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("terms", "said"),
+    [
+        ({"max_usd": "1"}, "was opened with max_usd=\\$5.00, not \\$1.00"),
+        ({"max_tokens": 10}, "was opened with"),
+        ({"pool": ".."}, "pool must be"),
+        ({"pool": "x y"}, "pool must be"),
+    ],
+)
+def test_a_pool_that_cannot_be_served_is_said_at_the_start(terms, said, tmp_path, unserved):
+    url = f"sqlite:///{tmp_path}/books.db"
+    tbc.BudgetManager(store=open_store(url), pool="default", max_usd="5").close()
+    with pytest.raises(tbc.TBCError, match=said):
+        serve(store=url, **terms)
+
+
+def test_a_pool_that_the_store_has_is_served_with_its_own_terms(tmp_path, monkeypatch):
+    url = f"sqlite:///{tmp_path}/books.db"
+    tbc.BudgetManager(store=open_store(url), pool="default", max_usd="5").close()
+    served = []
+    monkeypatch.setattr(command, "run", lambda service, *_, **__: served.append(service))
+    for terms in ({}, {"max_usd": "5"}):
+        assert serve(store=url, **terms) == 0
+        (service,) = served
+        assert service.pools.open["default"].manager.remaining(tbc.ROOT, axis="usd") == 5_000_000_000
+        service.pools.close()
+        served.clear()
+
+
+def test_a_pool_of_a_token_that_has_other_terms_is_the_operators_business(tmp_path, monkeypatch, caplog):
+    url, file = f"sqlite:///{tmp_path}/books.db", TokenFile(str(tmp_path / "tokens.json"))
+    tbc.BudgetManager(store=open_store(url), pool="team", max_usd="5").close()
+    bears = {
+        pool: {"Authorization": f"Bearer {file.create(pool, ['read'], now=0.0)[1]}"}
+        for pool in ("team", "new")
+    }
+    served = []
+    monkeypatch.setattr(command, "run", lambda service, *_, **__: served.append(service))
+    serve(store=url, max_usd="1", tokens=file.path)
+    (service,) = served
+
+    async def within():
+        async with client_of(service) as client:
+            for _ in range(3):
+                answer = await client.get("/v1/report", headers=bears["team"])
+                assert code(answer) == (503, "pool_differs") and not answer.json()["error"]["retryable"]
+                assert "max_usd" not in answer.text
+            assert (await client.get("/v1/report", headers=bears["new"])).status_code == 200
+        await asyncio.to_thread(service.pools.close)
+
+    monkeypatch.setattr(problems._Last, "text", "")
+    asyncio.run(within())
+    (said,) = [each.getMessage() for each in caplog.records if each.name == "tbc.service"]
+    assert "pool 'team' was opened with max_usd=$5.00, not $1.00" in said
 
 
 def test_without_prices_a_run_says_what_the_server_lacks_and_a_policy_process_does_not_start(

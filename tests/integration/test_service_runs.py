@@ -257,6 +257,43 @@ async def test_a_run_whose_record_is_gone_is_not_made_again_under_its_key(client
     assert code(await client.get(f"/runs/{first.json()['run_id']}")) == (404, "unknown_run")
 
 
+REFUSED_FIRST = {
+    "entry": "a",
+    "nodes": {
+        "a": {
+            "step_type": "execute",
+            "input_tokens": 50_000,
+            "edges": [{"to": "b", "condition": {"on_refused": True}}],
+        },
+        "b": {"step_type": "summarize", "input_tokens": 100, "max_output_tokens": 50},
+    },
+}
+
+
+@run(limits=Limits(runs_kept=1))
+async def test_nor_is_one_whose_first_step_held_nothing(client, service):
+    for key, asked in (("goes on", {"step_graph": REFUSED_FIRST}), ("stopped", {"budget": 0})):
+        first = (await start(client, key, **asked)).json()
+        assert first["steps"][0]["hold_id"] is None
+        await start(client, budget=0)  # pushes its record out
+        await client.post("/v1/agents/(root)/top-up", json={"tokens": 100_000, "usd": "10"})
+        spent = books_of(service).report(axis="usd")["runs"]["consumed"]
+        again = await start(client, key, **asked)
+        assert code(again) == (409, "run_forgotten")
+        assert again.json()["error"]["details"]["run"] == first["run_id"]
+        assert code(await start(client, key, seed=1, **asked)) == (409, "key_conflict")
+        assert books_of(service).report(axis="usd")["runs"]["consumed"] == spent
+
+
+@run
+async def test_runs_at_once_under_one_key_are_one_run(client, service):
+    answers = await asyncio.gather(*(start(client, "k", budget=1) for _ in range(5)))
+    (made, *same) = [answer.json() for answer in answers if answer.status_code == 200]
+    assert all(answer == made for answer in same)
+    assert {code(answer) for answer in answers if answer.status_code != 200} <= {(409, "run_busy")}
+    assert books_of(service).report(axis="usd")["runs"]["consumed"] == made["total_cost"]
+
+
 @run(limits=Limits(runs_kept=5))
 async def test_the_newest_are_kept_and_come_in_pages(client, service):
     made = [(await start(client, budget="0.04")).json()["run_id"] for _ in range(8)]
@@ -371,7 +408,7 @@ async def test_a_callable_that_raises_fails_the_run_and_what_is_known_is_booked(
     assert manager.report(axis="usd")["runs"]["consumed"] == found["total_cost"]
 
 
-@pytest.mark.parametrize("kind", [asyncio.CancelledError, SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, SystemExit, KeyboardInterrupt, GeneratorExit])
 @pytest.mark.parametrize("awaited", [True, False])
 def test_a_callable_that_raises_what_ends_tasks_fails_its_own_step_alone(kind, awaited, caplog):
     secret = "-".join(["sk", "secret"])  # the log has the lines that it came through
@@ -397,6 +434,18 @@ def test_a_callable_that_raises_what_ends_tasks_fails_its_own_step_alone(kind, a
 
     ask()
     assert kind.__name__ in caplog.text and "sk-secret" not in caplog.text
+
+
+def test_a_step_that_nobody_goes_on_with_is_closed():
+    async def model(step):
+        await asyncio.get_running_loop().create_future()
+
+    async def begin():
+        calling = Executor("m:f", model).call(None)
+        calling.send(None)
+        return calling
+
+    asyncio.run(begin()).close()
 
 
 @run(executor=raising(tbc.InvalidAmountError("prompt", "sk-secret", "a number")))

@@ -190,6 +190,50 @@ def test_while_its_file_cannot_be_read_no_token_is_valid_and_nobody_is_told_wher
     assert len(said) == 1 and str(place) in said[0]
 
 
+WRONG = {
+    "a name that is none": {"name": 5},
+    "a name that cannot be sent": {"name": "\ud800"},
+    "another pool's path": {"pool": "../x"},
+    "no pool": {"pool": None},
+    "scopes in one word": {"scopes": "read"},
+    "a scope that is none": {"scopes": ["read", "all"]},
+    "scopes in scopes": {"scopes": [["read"]]},
+    "a digest that is none": {"digest": 5},
+    "a digest of other letters": {"digest": "\u00f6" * 64},
+    "a day": {"expires_at": "2027-01-01"},
+    "a yes": {"expires_at": False},
+    "never": {"expires_at": float("nan")},
+    "a number of no end": {"revoked_at": 10**400},
+    "no time": {"created_at": "now"},
+    "a note that is none": {"note": 5},
+    "another word": {"scope": "read"},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_no_token_is_valid_while_one_of_them_is_not_as_tokens_are_written(wrong, tmp_path, caplog):
+    async def within():
+        world = World(tmp_path)
+        path = tmp_path / "tokens.json"
+        kept = path.read_text()
+        rows = json.loads(kept)["tokens"]
+        rows[-1] |= WRONG[wrong]
+        async with client_of(world.service) as client:
+            assert (await world.ask(client, "GET", "/v1/report", scope="read")).status_code == 200
+            path.write_text(json.dumps({"tokens": rows}))
+            world.clock.advance(2)
+            for _ in range(2):  # also between two looks at the file
+                answer = await world.ask(client, "GET", "/v1/report", scope="read")
+                assert code(answer) == (503, "tokens_unreadable")
+            path.write_text(kept)
+            world.clock.advance(2)
+            assert (await world.ask(client, "GET", "/v1/report", scope="read")).status_code == 200
+
+    asyncio.run(within())
+    said = [each.getMessage() for each in caplog.records if each.name == "tbc.service"]
+    assert len(said) == 1 and "no file of tokens" in said[0]
+
+
 @run
 async def test_the_pool_comes_from_the_token_alone(client, world):
     await world.ask(client, "POST", "/v1/agents", json={"agent_name": "a", "max_tokens": 10})
@@ -236,6 +280,24 @@ async def test_a_hold_is_found_under_its_key_also_when_no_more_may_be_open(clien
     assert code(other) == (429, "too_many_open_holds")
 
 
+def test_what_has_expired_makes_room_for_another_hold():
+    async def ask():
+        clock = ManualClock()
+        service = make_service(
+            lambda name: tbc.BudgetManager(max_tokens=1_000, clock=clock), limits=Limits(open_holds=2)
+        )
+        async with client_of(service) as client:
+            await client.post("/v1/agents", json={"agent_name": "a", "max_tokens": 100})
+            asked = {"agent_name": "a", "tokens": 1, "expires_s": 1}
+            statuses = []
+            for seconds in (0, 0, 0, 2, 0, 0):
+                clock.advance(seconds)
+                statuses.append((await client.post("/v1/holds", json=asked)).status_code)
+            assert statuses == [200, 200, 429, 200, 200, 429]
+
+    asyncio.run(ask())
+
+
 def test_holds_that_are_about_to_be_opened_in_a_store_count_as_open(tmp_path):
     pytest.importorskip("apsw")
     from tbc.stores.opening import open_store
@@ -259,19 +321,27 @@ def test_holds_out_of_leases_are_bounded_too():
     from tbc.service.pools import OpenPool
     from tbc.service.problems import Problem
 
-    shared = tbc.BudgetManager(max_tokens=1_000)
-    shared.register_agent("writer", max_tokens=500)
-    with LeasedManager(shared, tbc.Lease(share=0.5, seconds=30)) as worker:
-        pool = OpenPool("default", worker, None)
-        first = worker.hold("writer", 1)
-        pool.number(first)
-        with pool.room(3):
-            pool.number(worker.hold("writer", 1))
-        with pytest.raises(Problem, match="3 holds of this pool"), pool.room(3):  # two, and the lease
-            pass
-        first.void()
-        with pool.room(3):
-            pass
+    async def ask():
+        clock = ManualClock()
+        shared = tbc.BudgetManager(max_tokens=1_000, clock=clock)
+        shared.register_agent("writer", max_tokens=500)
+        with LeasedManager(shared, tbc.Lease(share=0.5, seconds=30), clock=clock) as worker:
+            pool = OpenPool("default", worker, None)
+            first = worker.hold("writer", 1)
+            pool.number(first)
+            async with pool.room(3):
+                pool.number(worker.hold("writer", 1, expires_s=5))
+            with pytest.raises(Problem, match="3 holds of this pool"):  # two, and the lease
+                async with pool.room(3):
+                    pass
+            first.void()
+            async with pool.room(3):
+                pool.number(worker.hold("writer", 1))
+            clock.advance(6)
+            async with pool.room(3):
+                pass
+
+    asyncio.run(ask())
 
 
 # -- pages that a browser here shows ---------------------------------------------------------------------
@@ -347,7 +417,7 @@ def test_a_file_that_others_may_write_or_that_is_no_file_of_tokens_is_refused(tm
     with pytest.raises(tbc.InvalidContractError, match="others may write"):
         file.tokens()
     os.chmod(file.path, 0o600)
-    for content in ("", "[]", '{"tokens": [{}]}', '{"tokens": 1}'):
+    for content in ("", "[]", '{"tokens": [{}]}', '{"tokens": 1}', "[" * 100_000):
         (tmp_path / "tokens.json").write_text(content)
         with pytest.raises(tbc.InvalidContractError, match="no file of tokens"):
             file.tokens()

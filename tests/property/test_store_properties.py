@@ -66,7 +66,7 @@ class Hand:
             ).fetchall():
                 self.raw.execute(f"DROP TRIGGER {name}")
         else:
-            self.raw = psycopg.connect(**store._settings)
+            self.raw = psycopg.connect(**store._connections.settings)
             self.raw.execute(f"SET search_path = {store.schema}")
             self.raw.execute("SET session_replication_role = replica")
 

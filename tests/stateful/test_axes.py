@@ -92,7 +92,7 @@ class InDollarsToo(tbc.BudgetManager):
         return super().decide(name, tokens, usd=dollars(tokens))
 
     def extend_hold(self, hold, tokens=0, expires_s=None, key=None, usd=None):
-        super().extend_hold(hold, tokens, expires_s, key, dollars(tokens))
+        return super().extend_hold(hold, tokens, expires_s, key, dollars(tokens))
 
     def _spent(self, hold, tokens, nano, calls, estimated, guessed=None):
         return super()._spent(hold, tokens, tokens, calls, estimated, guessed)

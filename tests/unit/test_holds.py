@@ -185,9 +185,17 @@ class TestEnds:
     def test_extend_sets_more_aside_and_lives_longer(self, manager, clock):
         hold = manager.hold("high", 50, expires_s=30)
         hold.extend(60, expires_s=100)
+        assert hold.extend(expires_s=100) == ()
         assert (hold.tokens, pairs(hold.loans)) == (110, [("low", 60)])
         clock.advance(99)
         assert hold.settle(100).returned[0].tokens == 10
+
+    def test_extend_says_what_was_lent_for_it_and_nothing_again(self, manager):
+        hold = manager.hold("high", 120)
+        assert pairs(hold.extend(10, key="k")) == [("low", 10)]
+        assert pairs(hold.extend(10)) == [("low", 10)]
+        assert hold.extend(10, key="k") == ()
+        assert sum(loan.tokens for loan in hold.loans) == 70 + 20
 
     def test_a_refused_extend_leaves_the_hold_as_it_was(self, manager):
         hold = manager.hold("high", 50)

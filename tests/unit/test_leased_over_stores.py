@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import threading
+from functools import partial
 
 import pytest
 
@@ -173,15 +174,24 @@ def test_the_root_is_held_from_directly(shared, opened):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_after_a_fork_the_child_has_to_open_a_manager_of_its_own(shared, opened):
     worker = opened(lease=LEASE, holder="w")
-    worker.hold("writer", 10, usd=0).settle(10, usd=0)
+    held = worker.hold("writer", 10, usd=0)
+    uses = (
+        partial(worker.hold, "writer", 10, usd=0),
+        partial(held.settle, 10, usd=0),
+        held.void,
+        partial(held.extend, 1, usd=0),
+    )
     child = os.fork()
     if not child:
-        try:
-            worker.hold("writer", 10, usd=0)
-        except tbc.StoreError as error:
-            os._exit("before the fork" not in str(error))
-        os._exit(2)
+        told = 0
+        for use in uses:
+            try:
+                use()
+            except tbc.StoreError as error:
+                told += "before the fork" in str(error)
+        os._exit(len(uses) - told)
     assert os.waitpid(child, 0)[1] == 0
+    held.settle(10, usd=0)
     worker.hold("writer", 10, usd=0).settle(10, usd=0)
     assert consumed(worker) == 20
 
@@ -250,6 +260,57 @@ def test_calls_in_flight_at_the_close_are_booked_as_estimates(shared, opened):
         (line.tokens, line.estimated) for line in shared.ledger.history("writer") if line.axis == "tokens"
     ]
     assert booked == [(7, False), (100, True)]
+
+
+@pytest.fixture
+def outlived(shared, opened):
+    """A worker, and a hold of it that has expired, and whose slice has been given back since."""
+    clock = ManualClock()
+    worker = LeasedManager(opened(unknown_price="track"), LEASE, clock=clock)
+    hold = worker.hold("writer", 500, usd="0.02", expires_s=5)
+    for _ in range(5):
+        clock.advance(8)
+        worker.tend()
+    assert worker.leases() == [] and hold.state == "expired"
+    yield worker, hold
+    worker.close()
+
+
+def test_a_call_that_outlives_its_hold_and_the_slice_is_kept_when_it_is_answered(shared, opened, outlived):
+    worker, hold = outlived
+    hold.settle(420, usd="0.03")
+    after_a_crash = opened()
+    assert (consumed(after_a_crash), consumed(after_a_crash, "usd")) == (420, 30_000_000)
+    assert consumed(after_a_crash, "calls") == 1
+    worker.close()
+    assert (consumed(shared), consumed(shared, "usd"), consumed(shared, "calls")) == (420, 30_000_000, 1)
+
+
+def test_an_event_loop_does_not_wait_while_a_late_settle_is_told(shared, outlived, monkeypatch):
+    worker, hold = outlived
+    real, told_by = worker._shared.answer, []
+    monkeypatch.setattr(
+        worker._shared, "answer", lambda message: told_by.append(threading.get_ident()) or real(message)
+    )
+    settlement = asyncio.run(hold.asettle(420, usd=0))
+    assert (settlement.late, settlement.repeated, consumed(shared)) == (True, False, 420)
+    assert told_by and threading.get_ident() not in told_by
+
+
+@pytest.mark.parametrize("expires_s", [5, 600])
+def test_a_settle_after_the_close_is_booked_or_says_that_it_cannot_be(tmp_path, expires_s):
+    url, clock = f"sqlite:///{tmp_path}/books.db", ManualClock()
+    worker = tbc.BudgetManager(store=url, max_tokens=10_000, lease=LEASE)
+    worker._clock = clock
+    worker.register_agent("writer", max_tokens=0)
+    hold = worker.hold("writer", 500, expires_s=expires_s)
+    clock.advance(6)
+    worker.close()
+    for _ in range(2):
+        with pytest.raises(tbc.StoreError):
+            hold.settle(800)
+    with tbc.BudgetManager(store=url) as again:
+        assert consumed(again) == (0 if expires_s == 5 else 500)
 
 
 def test_reports_say_what_is_an_estimate(shared, opened, monkeypatch):

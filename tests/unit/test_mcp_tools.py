@@ -367,6 +367,17 @@ def test_the_gate_closes_at_the_threshold_and_refuses(desk, how):
     assert desk("decide", agent_id="a", tokens=1)["decision"]["status"] == "gate_closed"
 
 
+def test_a_closed_gate_says_once_what_opens_it_here_too(desk):
+    desk("register_agent", agent_id="a", confidence_threshold=0.9, max_usd="1")
+    desk("record_spend", agent_id="a", input_tokens=5, confidence=0.95)
+    error = desk("hold", agent_id="a", tokens=1, usd="0.01")["error"]
+    assert len(error["decision"]["others"]) == 1
+    for text in (error["hint"], error["message"], error["decision"]["reason"]):
+        assert text.count("opens") == 1 and "()" not in text and "reset_confidence" not in text
+    desk("record_spend", agent_id="a", input_tokens=5, confidence=0.5)
+    assert desk("hold", agent_id="a", tokens=1, usd="0.01")["success"]
+
+
 def test_what_was_spent_behind_a_closed_gate_is_booked(desk):
     desk("register_agent", agent_id="a", confidence_threshold=0.9)
     desk("record_spend", agent_id="a", input_tokens=5, confidence=0.95)

@@ -146,14 +146,14 @@ def test_text_with_nul_is_refused_by_name(store, field):
 def test_the_journal_cannot_be_changed_by_a_statement(store):
     fill(store)
     for statement in ("UPDATE journal SET consumed = 0", "DELETE FROM journal", "TRUNCATE journal"):
-        with psycopg.connect(**store._settings) as server:
+        with psycopg.connect(**store._connections.settings) as server:
             server.execute(f'SET search_path = "{store.schema}"')
             with pytest.raises(psycopg.errors.RaiseException, match="append-only"):
                 server.execute(statement)
 
 
 def test_the_settings_of_every_connection_are_pinned(store):
-    with store._taken() as connection:
+    with store._connections.taken() as connection:
         found = {
             name: connection.execute(f"SHOW {name}").fetchone()[0]
             for name in (

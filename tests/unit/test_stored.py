@@ -491,6 +491,28 @@ def test_threads_that_were_served_together_come_again_together(url, monkeypatch)
         assert manager.report()["writer"]["remaining"] == 10_000 - 10 * threads * each
 
 
+def test_whoever_was_to_tell_the_next_one_may_be_interrupted(url, monkeypatch):
+    monkeypatch.setattr(clerk, "_LOOK_S", 0.01)
+    with open_manager(url, max_tokens=10_000) as manager:
+        manager._sweeper.stop()
+        manager.register_agent("writer", max_tokens=10_000)
+
+        def interrupted():
+            del manager._clerk._hand_over
+            raise KeyboardInterrupt
+
+        manager._clerk._hand_over = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            manager.hold("writer", 10)
+        assert manager._clerk._led  # as everybody who comes believes
+        held = []
+        waiting = threading.Thread(target=lambda: held.append(manager.hold("writer", 20)), daemon=True)
+        waiting.start()
+        until(lambda: not waiting.is_alive())
+        assert held[0].tokens == 20 and not manager._clerk._led
+        assert manager.report()["writer"]["remaining"] == 9_970
+
+
 def test_governed_functions_and_coroutines_are_kept(url):
     with open_manager(url, max_tokens=10_000) as manager:
         manager.register_agent("writer", max_tokens=5_000)

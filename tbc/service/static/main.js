@@ -278,8 +278,14 @@ async function loadAll() {
   pool.take(report);
   pool.remember(lines, report);
   pool.recall((await ask("/v1/refusals")).refusals);
+  [pool.recalled, pool.refused] = [pool.refused, 0];
   loaded = true;
   if (!view.chosen && report.axes.includes("usd") && pool.totals.tokens.cap === null) chooseAxis("usd");
+}
+
+async function readReport() {
+  const { nth } = pool;
+  pool.take(await ask("/v1/report"), nth);
 }
 
 /** Whether the journal goes on from what is known: a server that was started anew has another one. */
@@ -299,7 +305,7 @@ function refresh() {
   const wait = Math.max(50, refreshing.last + REPORT_MS - performance.now());
   refreshing.timer = setTimeout(async () => {
     try {
-      pool.take(await ask("/v1/report"));
+      await readReport();
       changed();
     } catch {
       // the stream says that the server is away
@@ -343,6 +349,14 @@ const reader = {
     count();
     changed();
     return pool.seq;
+  },
+
+  /** Read what is no line of the journal and may have happened before the stream was there. */
+  async joined() {
+    await readReport();
+    pool.recall((await ask("/v1/refusals")).refusals);
+    count();
+    changed();
   },
 
   event(name, id, data) {

@@ -78,9 +78,11 @@ export class Pool {
     this.lines = new Last(LINES);
     this.notices = new Last(NOTICES);
     this.since = 0; // the line after which everything is known
+    this.known = new Set(); // the last refusals
+    this.late = []; // those that were not told when they happened: lines from before them may come yet
     this.refused = 0; // since the page was opened
     this.recalled = 0; // before
-    this.nth = 0;
+    this.nth = 0; // the last notice
     this.missed = 0;
     this.loans = Object.fromEntries(AXES.map((axis) => [axis, new Map()]));
     this.unmet = Object.fromEntries(AXES.map((axis) => [axis, new Map()]));
@@ -94,8 +96,11 @@ export class Pool {
     return Date.now() / 1000 + this.skew;
   }
 
-  /** Take in a report, and add up again the lines after it that are known already. */
-  take(report) {
+  /**
+   * Take in a report, and again the lines after it that are known already, and the gates that have moved since it
+   * was asked for: after notice `nth`.
+   */
+  take(report, nth = this.nth) {
     this.name = report.pool;
     this.mode = report.mode;
     this.axes = report.axes;
@@ -105,6 +110,7 @@ export class Pool {
     this.outdated = false;
     this.booked = report.seq;
     for (const line of this.lines.all) this.book(line);
+    for (const each of this.notices.all) if (each.kind === "gate" && each.nth > nth) this.move(each.gate);
     if (report.seq <= this.seq) for (const axis of AXES) this.sum(axis); // else the lines up to there are to come
   }
 
@@ -131,17 +137,27 @@ export class Pool {
     for (const axis of report.axes) this.curves[axis].add(report.at, this.totals[axis].spent, this.totals[axis].cap);
   }
 
-  /** Take in the last refusals from before the page was opened. */
+  /** Take in those of the last refusals that are not known: from before the page was opened, or while it was away. */
   recall(refusals) {
     const lines = this.lines.all;
     let place = 0;
-    for (const each of refusals) {
+    for (const each of refusals.filter((one) => this.isNews(one))) {
       while (place < lines.length && lines[place].at <= each.at) place += 1;
       const seq = place > 0 ? lines[place - 1].seq : this.since;
       const lacks = Object.entries(each.unmet).map(([axis, short]) => ({ axis, short: BigInt(short) }));
-      this.notices.push({ at: each.at, ...this.refusal(each, lacks), seq });
+      const found = { at: each.at, ...this.refusal(each, lacks), seq };
+      this.notices.push(found);
+      this.late.push(found);
     }
-    this.recalled = refusals.length;
+  }
+
+  /** Whether a refusal is not known yet; then it is. */
+  isNews({ at, agent_name: name, axis, requested }) {
+    const key = `${at} ${axis} ${requested} ${name}`;
+    if (this.known.has(key)) return false;
+    this.known.add(key);
+    if (this.known.size > NOTICES) this.known.delete(this.known.values().next().value);
+    return true;
   }
 
   /** Take in the next line. */
@@ -149,6 +165,8 @@ export class Pool {
     if (line.seq <= this.seq) return;
     this.seq = line.seq;
     this.at = line.at;
+    this.late = this.late.filter((each) => each.at >= line.at);
+    for (const each of this.late) each.seq = line.seq;
     this.lines.push(line);
     this.lend(line);
     this.book(line);
@@ -211,12 +229,11 @@ export class Pool {
   notice(name, data) {
     const at = this.now();
     if (name === "refused") {
-      this.refused += 1;
+      if (!this.isNews(data)) return;
       const lacks = [data, ...data.others].filter((each) => each.unmet > 0n).map(({ axis, unmet: short }) => ({ axis, short }));
-      this.notices.push({ at, ...this.refusal(data, lacks), seq: this.seq });
+      this.notices.push({ at: data.at, ...this.refusal(data, lacks), seq: this.seq });
     } else if (name === "gate") {
-      const agent = this.agents.get(data.agent_name);
-      if (agent) agent.gate_closed = data.closed;
+      this.move(data);
       this.notices.push({ at, nth: (this.nth += 1), kind: "gate", gate: data, agent_name: data.agent_name, seq: this.seq });
     } else if (name === "threshold") {
       this.notices.push({ at, nth: (this.nth += 1), kind: "threshold", threshold: data, agent_name: null, seq: this.seq });
@@ -225,8 +242,14 @@ export class Pool {
     }
   }
 
+  move(gate) {
+    const agent = this.agents.get(gate.agent_name);
+    if (agent) agent.gate_closed = gate.closed;
+  }
+
   refusal(decision, lacks) {
     const { agent_name } = decision;
+    this.refused += 1;
     const priority = this.agents.get(agent_name)?.priority ?? null;
     for (const { axis, short } of lacks) this.lack(axis, priority, short);
     return { nth: (this.nth += 1), kind: "refused", decision, lacks, priority, agent_name };

@@ -82,8 +82,8 @@ export async function* events(answer, heard) {
 /**
  * Follow the journal: connect, read, and connect again after what was read last, until told to stop.
  *
- * `reader` has `load()`: catch up and return the last line known; `event(name, id, data)`;
- * `state(what, why)`: "connecting", "live", "lost"; and `locked(why)`: a token is asked for.
+ * `reader` has `load()`: catch up and return the last line known; `joined()`: the stream is there, so what happens
+ * from now on comes; `event(name, id, data)`; `state(what, why)`: "connecting", "live", "lost"; and `locked(why)`: a token is asked for.
  */
 export class Follower {
   constructor(reader) {
@@ -138,6 +138,8 @@ export class Follower {
       const answer = await open("/v1/events", headers, this.abort.signal);
       this.reader.state("live", "");
       this.wait = FIRST_WAIT_MS;
+      const { abort } = this;
+      this.reader.joined().catch((error) => abort.abort(error));
       for await (const [name, id, data] of events(answer, heard)) {
         if (this.reader.event(name, id, data) === AGAIN) return AGAIN;
       }
