@@ -77,9 +77,8 @@ def serve(
     allow_many(service.limits.connections)
     server = make_server(service, host, port, grace_s=grace_s, started=started, certificate=certificate)
 
-    def end(
-        *_: object,
-    ) -> None:  # before the server handles it itself, and when it raises it again at its end
+    # Before the server handles it itself, and when it raises it again at its end.
+    def end(*_: object) -> None:
         server.should_exit = True
 
     signal.signal(signal.SIGTERM, end)
