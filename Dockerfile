@@ -1,7 +1,7 @@
 # The service as an image, for compose.yaml or alone:
 #   docker build -t tbc .
 #   docker run --rm -v tbc-data:/data tbc token create --tokens /data/tokens.json --pool default --scopes read,spend,admin
-#   docker run -p 127.0.0.1:8787:8787 -v tbc-data:/data tbc
+#   docker run -p 127.0.0.1:8787:8787 -v tbc-data:/data tbc     # other machines reach it by a proxy with TLS
 FROM python:3.13-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
@@ -21,4 +21,4 @@ VOLUME /data
 EXPOSE 8787
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s CMD ["python", "-c", "import urllib.request as web; web.urlopen('http://127.0.0.1:8787/health', timeout=2).close()"]
 ENTRYPOINT ["tbc"]
-CMD ["serve", "--host", "0.0.0.0", "--port", "8787", "--store", "sqlite:////data/books.db", "--tokens", "/data/tokens.json"]
+CMD ["serve", "--host", "0.0.0.0", "--behind-proxy", "--port", "8787", "--store", "sqlite:////data/books.db", "--tokens", "/data/tokens.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -32,6 +33,9 @@ def serve(
     store: Annotated[str | None, Parameter(env_var="TBC_STORE")] = None,
     pool: str = "default",
     tokens: Annotated[str | None, Parameter(env_var="TBC_TOKENS")] = None,
+    certificate: str | None = None,
+    private_key: str | None = None,
+    behind_proxy: Annotated[bool, Parameter(negative="")] = False,
     max_tokens: int | None = None,
     max_usd: str | None = None,
     max_calls: int | None = None,
@@ -55,7 +59,8 @@ def serve(
     Parameters
     ----------
     host
-        The address to listen at. One that other machines reach needs --tokens.
+        The address to listen at. One that other machines reach needs --tokens, and --certificate or
+        --behind-proxy.
     port
         The port; 0 takes any that is free.
     store
@@ -65,6 +70,12 @@ def serve(
         The pool that is served where no tokens are asked for. It is opened at the start.
     tokens
         The file of the bearer tokens that are asked for, as tbc token makes them. Each says its pool.
+    certificate
+        The file of the server's certificate and those that vouch for it (PEM): it speaks https.
+    private_key
+        The file of the certificate's key (PEM, without a password).
+    behind_proxy
+        Speak plain http where other machines reach it: something before it encrypts.
     max_tokens
         The cap in tokens of a pool that is new. With another than it has in the store the server does not
         start or, with tokens, does not serve it.
@@ -118,7 +129,10 @@ def serve(
         "unknown_price": _price(unknown_price),
     }
     BudgetManager(pool=pool, **terms)  # what is wrong with them is said now, not to clients
-    bearers = _bearers(tokens, host)
+    encrypted = _certificate(certificate, private_key)
+    if not is_loopback(host):
+        _check_closed(host, tokens, encrypted=encrypted is not None or behind_proxy)
+    bearers = None if tokens is None else Bearers(TokenFile(tokens), lambda: EPOCH + system_clock())
     pools = _pools(store, terms, lease, lease_seconds, _instrument if _checked(otel) else None)
     limits = Limits(rate=rate, open_holds=open_holds)
     service = Service(
@@ -146,6 +160,7 @@ def serve(
         grace_s=grace_s,
         started=lambda where: print(f"tbc serves {served} at {where}", flush=True),
         goodbye="tbc has stopped",
+        certificate=encrypted,
     )
     return 0
 
@@ -178,15 +193,35 @@ def _check_alone(**given: object) -> None:
         raise InvalidContractError(f"--role policy keeps no books: leave out {', '.join(found)}")
 
 
-def _bearers(tokens: str | None, host: str) -> Bearers | None:
-    """Return the tokens that are asked for; without any, other machines may not reach the server."""
+def _check_closed(host: str, tokens: str | None, *, encrypted: bool) -> None:
+    """Refuse to serve other machines if anybody may ask, or listen."""
+    needs = []
     if tokens is None:
-        if not is_loopback(host):
-            raise InvalidContractError(
-                f"--host {host}: other machines reach it, so it needs --tokens FILE (see tbc token create)"
-            )
+        needs.append("--tokens FILE (see tbc token create)")
+    if not encrypted:
+        needs.append(
+            "--certificate FILE with --private-key FILE, or --behind-proxy if something before it encrypts"
+        )
+    if needs:
+        raise InvalidContractError(
+            f"--host {host}: other machines reach it, so it needs {'; and '.join(needs)}"
+        )
+
+
+def _certificate(certificate: str | None, private_key: str | None) -> tuple[str, str] | None:
+    """Return the files of the certificate and its key, which can be used."""
+    if certificate is None and private_key is None:
         return None
-    return Bearers(TokenFile(tokens), lambda: EPOCH + system_clock())
+    if certificate is None or private_key is None:
+        raise InvalidContractError("--certificate and --private-key need each other")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, private_key, password="")  # nobody is asked for one
+    except (OSError, ValueError) as error:
+        raise InvalidContractError(
+            f"--certificate {certificate}, --private-key {private_key}: they cannot be used ({error})"
+        ) from None
+    return certificate, private_key
 
 
 def _checked(otel: bool) -> bool:

@@ -187,7 +187,12 @@ async def _serve_http(
 ) -> None:
     app = make_server(manager).streamable_http_app(host=host, json_response=True)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE_S
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        http="h11",  # it takes a head of 64 KiB at most; httptools, where it is installed, any
+        timeout_graceful_shutdown=_GRACE_S,
     )
     for each in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has ended: no harm then
         signal.signal(each, lambda *_: None)

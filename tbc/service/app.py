@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tbc.clock import Clock, system_clock
-from tbc.errors import InvalidContractError, InvalidRequestError, UnknownPriceError
+from tbc.errors import InvalidContractError, InvalidRequestError, StoreError, UnknownPriceError
 from tbc.service import agent_runs, agents, spending, tiers
 from tbc.service.answers import HealthAnswer
 from tbc.service.bearers import Bearers
@@ -352,11 +352,12 @@ class _Endpoint:
                 else:
                     await _send(send, 200, _encode(answer).encode(), {})
         except Exception as error:
-            if started:
-                raise
             status, found, answer = answer_to(error)
-            if status == 500:
+            if status == 500 and not isinstance(error, StoreError):  # of a store the log has heard by now
                 _LOG.error("a request failed: %s", answer["error"]["code"], exc_info=error)
+            if started:  # it ends; who asks again is told why
+                await send({"type": "http.response.body", "body": b""})
+                return
             if pool is not None and operation is not None:
                 key = None if call is None else call.key
                 service.count_refusal(pool, operation, status, answer["error"]["code"], error, key)

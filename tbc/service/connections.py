@@ -65,6 +65,7 @@ class Connection(HttpToolsProtocol):
     _read = 0
     _unheard = 0
     _in_head = False
+    _served: Any = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
@@ -134,6 +135,17 @@ class Connection(HttpToolsProtocol):
             self._refuse(_too_large(self.limits.head))
         else:
             self._refuse(Problem(400, "malformed_request", msg, "Send HTTP/1.1."))
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._served = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the request that is being served that nobody waits for its answer."""
+        if self._served is not None:  # else only the last one that has come would be told
+            self._served.disconnected = True
+            self._served.message_event.set()
+        super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         """Note since when answers are not taken as they come."""

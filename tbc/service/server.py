@@ -34,7 +34,8 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             host, port, *_ = self.servers[0].sockets[0].getsockname()
-            self._started(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+            scheme = "https" if self.config.is_ssl else "http"
+            self._started(f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}")
 
     async def on_tick(self, counter: int) -> bool:
         if counter % _TICKS == 0:
@@ -54,6 +55,7 @@ def serve(
     grace_s: float,
     started: Callable[[str], Any],
     goodbye: str | None = None,
+    certificate: tuple[str, str] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT comes, then finish what is in flight and close the books.
 
@@ -69,12 +71,20 @@ def serve(
         Told the address, once it is served.
     goodbye : str, optional
         What is written to standard error at the end.
+    certificate : tuple of str, optional
+        The files of a certificate and of its key: https is served, not http.
     """
     allow_many(service.limits.connections)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the server raises it again when it has ended
+    server = make_server(service, host, port, grace_s=grace_s, started=started, certificate=certificate)
+
+    # Before the server handles it itself, and when it raises it again at its end.
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    signal.signal(signal.SIGTERM, end)
     log = log_aside(2)
     try:
-        make_server(service, host, port, grace_s=grace_s, started=started).run()
+        server.run()
         if goodbye is not None:
             log.say(goodbye)
     finally:
@@ -84,9 +94,16 @@ def serve(
 
 
 def make_server(
-    service: Service, host: str, port: int, *, grace_s: float, started: Callable[[str], Any]
+    service: Service,
+    host: str,
+    port: int,
+    *,
+    grace_s: float,
+    started: Callable[[str], Any],
+    certificate: tuple[str, str] | None = None,
 ) -> uvicorn.Server:
     """Return the server that `serve` runs; whoever runs it in a thread ends it by `should_exit`."""
+    chain, key = certificate or (None, None)
     config = uvicorn.Config(
         create_app(service),
         host=host,
@@ -99,7 +116,9 @@ def make_server(
         lifespan="on",
         http=connection_of(service.limits),
         ws="none",
+        ssl_certfile=chain,
+        ssl_keyfile=key,
         timeout_keep_alive=math.ceil(service.limits.idle_s),
-        timeout_graceful_shutdown=round(grace_s),
+        timeout_graceful_shutdown=grace_s,  # type: ignore[arg-type]  # it is waited for, whole or not
     )
     return _Server(config, service, started)

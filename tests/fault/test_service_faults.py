@@ -178,6 +178,26 @@ def test_an_open_stream_does_not_keep_the_server_from_ending():
     asyncio.run(within())
 
 
+SOON = """
+import os, signal, tbc
+import tbc.service.server as server
+from tbc.service import Pools, Service
+log_aside = server.log_aside
+def signalled(fd):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return log_aside(fd)
+server.log_aside = signalled
+service = Service(Pools(lambda name: tbc.BudgetManager()))
+server.serve(service, "127.0.0.1", 0, grace_s=1, started=print, goodbye="ended")
+"""
+
+
+def test_a_signal_that_comes_while_the_server_begins_ends_it():
+    command = [sys.executable, "-c", SOON]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WITHIN_S, check=True)
+    assert done.stderr == "ended\n"
+
+
 STUCK = """
 import threading, time, tbc, tbc.service.app
 from concurrent.futures import ThreadPoolExecutor

@@ -183,6 +183,7 @@ def test_the_image_is_slim_runs_as_nobody_special_and_has_the_extras_that_exist(
         if name == "COPY" and not argument.startswith("--from"):
             for source in argument.split()[:-1]:
                 assert any((place / source).exists() for place in (ROOT, PACKAGE.parent)), source
+    assert "--behind-proxy" in json.loads(last("CMD"))
     assert last("EXPOSE") == "8787" and last("VOLUME") == "/data"
 
 
@@ -198,4 +199,5 @@ def test_only_the_executor_is_reached_from_outside_and_only_from_this_machine():
     for service in services.values():
         command = service["command"]
         assert command[command.index("--tokens") + 1] == "/data/tokens.json"
+        assert command[command.index("--host") + 1] == "0.0.0.0" and "--behind-proxy" in command
         assert all(isinstance(word, str) for word in command)

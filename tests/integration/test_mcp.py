@@ -8,9 +8,10 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 
 import apsw
@@ -402,6 +403,16 @@ def test_nothing_of_a_request_is_in_the_log():
     assert process.returncode == 0
     assert "hunter2" not in err
     assert out == ""
+
+
+def test_a_head_over_http_is_bounded():
+    with over_http() as (_, url):
+        port = int(url.split(":")[2].partition("/")[0])
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nX: ")
+            with suppress(ConnectionError):  # it may be closed before all of it was sent
+                connection.sendall(b"a" * 1_000_000)
+                assert connection.recv(12) in (b"HTTP/1.1 400", b"")
 
 
 def test_a_web_page_cannot_call_over_http():

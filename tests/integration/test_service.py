@@ -12,10 +12,10 @@ import pytest
 
 import tbc
 from tbc.clock import ManualClock
-from tbc.errors import StoreAwayError
+from tbc.errors import StoreAwayError, StoreMissingError
 from tbc.leased import LeasedManager
 from tbc.policy import V1
-from tbc.service import Limits, OpenPool, Pools, Service, create_app
+from tbc.service import Limits, OpenPool, Pools, Service, create_app, problems
 from tbc.service.problems import Problem
 from tests.live_page import served
 from tests.service_client import client_of, make_service, streaming
@@ -589,6 +589,31 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_nobody_waits_for_it(ap
     async with streaming(app, "since=3") as other:
         manager.hold("writer", 20)
         assert (await other.next())[2]["held"] == 20
+
+
+@pytest.mark.parametrize("error", [StoreAwayError, StoreMissingError])
+def test_streams_whose_store_fails_end_and_the_log_has_one_line(error, caplog, monkeypatch):
+    monkeypatch.setattr(problems._Last, "text", "")
+
+    async def fails(*_):
+        raise error("books.db", "it is gone", "Put it back")
+
+    async def within():
+        manager = tbc.BudgetManager()
+        service = make_service(lambda name: manager)
+        app = create_app(service)
+        async with streaming(app) as first, streaming(app) as second:
+            for stream in (first, second):
+                await asyncio.wait_for(stream.chunks.get(), 20)  # it has begun
+            service.pools.open["default"].entries = fails
+            manager.register_agent("writer")
+            for stream in (first, second):
+                await asyncio.wait_for(stream.task, 20)
+                assert await stream.chunks.get() == {"type": "http.response.body", "body": b""}
+
+    asyncio.run(within())
+    assert [record.getMessage() for record in caplog.records if "books.db" in record.getMessage()]
+    assert len(caplog.records) == 1 and caplog.records[0].exc_info is None
 
 
 def test_readers_who_catch_up_take_turns_and_others_are_served_between_two_pages():

@@ -132,9 +132,10 @@ def test_what_comes_with_a_body_while_the_answer_is_under_way_ends_the_connectio
 
 def test_a_header_after_a_body_is_none_of_the_request():
     body, key = b'{"agent_name": "a"}', b"Idempotency-Key: 1\r\n"
-    sent = TO_BE_READ.replace(b"decide", b"holds") + b"%x\r\n%s\r\n0\r\n" % (len(body), body)
+    sent = TO_BE_READ.replace(b"decide", b"holds").replace(b"Host", b"Connection: close\r\nHost")
+    sent += b"%x\r\n%s\r\n0\r\n" % (len(body), body)
     with served() as port, connected(port, sent + key + key + b"\r\n") as connection:
-        assert answer(connection.recv(65_536)) == (404, "unknown_agent")  # not that there are two keys
+        assert answer(all_of(connection)) == (404, "unknown_agent")  # not that there are two keys
 
 
 def test_an_address_that_is_too_long_is_431():
@@ -158,6 +159,12 @@ def test_beyond_the_limit_of_connections_the_answer_says_so_and_idle_ones_make_r
             assert asked.recv(12) == b"HTTP/1.1 200"
 
 
+@pytest.mark.parametrize("grace_s", [0.0, 0.4, 1.5])
+def test_calls_in_flight_have_as_long_as_was_said(grace_s):
+    server = make_server(make_service(), "127.0.0.1", 0, grace_s=grace_s, started=print)
+    assert server.config.timeout_graceful_shutdown == grace_s
+
+
 def who_never_reads(port):
     """Return a connection on which more is asked than its buffers can take."""
     connection = socket.socket()
@@ -172,6 +179,14 @@ def test_who_takes_nothing_of_the_answers_is_cut_off():
     with running(cut_off_s=0.2) as (server, port), who_never_reads(port):
         until(lambda: server.server_state.total_requests)
         until(lambda: not server.server_state.connections)
+
+
+def test_who_leaves_without_reading_is_no_error(caplog):
+    with running() as (server, port):
+        with who_never_reads(port):
+            until(lambda: server.server_state.total_requests)
+        until(lambda: not server.server_state.connections and not server.server_state.tasks)
+    assert not caplog.records
 
 
 def test_those_who_never_read_make_room_for_others():

@@ -6,13 +6,18 @@ import asyncio
 import hashlib
 import json
 import os
+import ssl
 import stat
 import subprocess
 import sys
+from datetime import datetime
+from pathlib import Path
 
+import httpx
 import pytest
 
 import tbc
+from tbc.cli import run as run_command
 from tbc.clock import ManualClock
 from tbc.errors import StoreAwayError, StoreError, StoreFullError, StoreUnknownError
 from tbc.service import Limits, Pools, Service, create_app, problems
@@ -457,9 +462,81 @@ def test_tokens_from_the_command_line(tmp_path):
     assert wrong.returncode == 2 and "token list" in wrong.stderr
 
 
-def test_a_server_that_others_reach_does_not_start_without_tokens():
-    refused = tbc_command("serve", "--host", "0.0.0.0", "--port", "0")
-    assert refused.returncode == 2 and "--tokens" in refused.stderr
+CERTIFICATE = ("--certificate", "chain.pem", "--private-key", "key.pem")
+ASKED = ["--tokens FILE", "--certificate FILE with --private-key FILE", "--behind-proxy", "need each other"]
+OPEN = {
+    (): ASKED[:3],
+    ("--tokens", "tokens.json"): ASKED[1:3],
+    ("--behind-proxy",): ASKED[:1],
+    CERTIFICATE: ASKED[:1],
+    ("--tokens", "tokens.json", *CERTIFICATE[:2]): ASKED[3:],
+    ("--tokens", "tokens.json", *CERTIFICATE[2:]): ASKED[3:],
+}
+
+
+@pytest.mark.parametrize("given", OPEN)
+def test_a_server_that_others_reach_does_not_start_where_anybody_may_ask_or_listen(
+    given, certified, monkeypatch, capsys
+):
+    monkeypatch.chdir(certified)
+    assert run_command(["serve", "--host", "0.0.0.0", "--port", "0", *given]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert [each for each in ASKED if each in said] == OPEN[given], said
+
+
+@pytest.mark.parametrize("chain", ["missing.pem", "key.pem", "chain.pem"])
+def test_a_certificate_that_cannot_be_used_is_refused_at_the_start(chain, certified, monkeypatch, capsys):
+    monkeypatch.chdir(certified)
+    key = "locked.pem" if chain == "chain.pem" else "key.pem"
+    assert run_command(["serve", "--port", "0", "--certificate", chain, "--private-key", key]) == 2
+    assert "cannot be used" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.fixture
+def certified(tmp_path):
+    """Return a folder with a certificate of localhost and its key, also one with a password."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(datetime(2020, 1, 1))
+        .not_valid_after(datetime(2120, 1, 1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (tmp_path / "chain.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    for file, locked in (
+        ("key.pem", serialization.NoEncryption()),
+        ("locked.pem", serialization.BestAvailableEncryption(b"secret")),
+    ):
+        (tmp_path / file).write_bytes(
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
+        )
+    return tmp_path
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_with_a_certificate_https_is_served(host, certified, monkeypatch):
+    command = [sys.executable, "-m", "tbc", "serve", "--host", host, "--port", "0", *CERTIFICATE]
+    TokenFile(str(certified / "tokens.json")).create("p", {"read"}, now=0.0)
+    command += ["--tokens", "tokens.json"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(tbc.__file__).parents[1])}
+    with subprocess.Popen(
+        command, cwd=certified, env=environment, stdout=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            where = server.stdout.readline().split()[-1]
+            scheme, _, address = where.partition("://")
+            assert scheme == "https"
+            context = ssl.create_default_context(cafile=str(certified / "chain.pem"))
+            asked = f"https://localhost:{address.rpartition(':')[2]}/v1/report"
+            assert httpx.get(asked, verify=context, timeout=60).status_code == 401
+        finally:
+            server.terminate()
 
 
 @pytest.mark.parametrize("days", ["nan", "-1", "0", "1e300", "inf"])
