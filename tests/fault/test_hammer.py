@@ -145,7 +145,7 @@ def test_one_hold_ended_by_a_hundred_threads_ends_once():
                 answer = act(*given)
             except tbc.HoldEndedError:
                 return
-            if answer is not None and not answer.repeated:
+            if isinstance(answer, tbc.Settlement) and not answer.repeated:
                 first.append(answer)
 
         threads = [threading.Thread(target=end, args=each) for each in ends[:10]]
