@@ -10,12 +10,12 @@ BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint types pytest wheel bench bench-stores bench-service clean
+.PHONY: demo test lint types pytest faults wheel bench bench-stores bench-service clean
 
 demo: $(VENV)/.demo
 	$(BIN)/tbc replay --out out/replay.png
 
-test: lint types pytest wheel
+test: lint types pytest faults wheel
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -25,7 +25,11 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 pytest: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --ignore tests/fault --ignore tests/integration/test_benchmarks.py
+
+# What takes long by waiting: processes that are killed, servers that hang, benchmarks at their smallest.
+faults: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests/fault tests/integration/test_benchmarks.py
 
 # The wheel, as a user gets it: unpacked elsewhere, with those tests beside it that would miss what is not in it.
 # Properties, faults and machines are about the same code: they run in the tree. Benchmarks are not part of a wheel.
