@@ -26,7 +26,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, Final
 
 from tbc.clock import system_clock
-from tbc.errors import StoreAwayError, StoreError, StoreStaleError, TBCError
+from tbc.errors import StoreAwayError, StoreError, StoreStaleError, StoreUnknownError, TBCError
 
 if TYPE_CHECKING:
     from tbc.keeper import Changes, Keeper
@@ -339,7 +339,8 @@ class Clerk:
             if self._thread_leads:
                 self._thread_leads = False
                 try:
-                    self._serve()
+                    with contextlib.suppress(Exception):  # everybody has been told
+                        self._serve()
                 finally:
                     self._hand_over()
                 self._tell()
@@ -414,7 +415,10 @@ class Clerk:
         except StoreError as error:
             _fail_all(batch, error)
         except Exception as error:  # something that cannot be kept: the others are not to suffer for it
-            for task in batch:
+            undone = [task for task in batch if not task.done]
+            if not undone:  # an interrupt: everybody has been told
+                raise
+            for task in undone:
                 if len(batch) > 1:
                     self._serve_or_fail([task])
                 else:
@@ -448,16 +452,32 @@ class Clerk:
                     raise
                 optimistic = False
             except BaseException as error:
+                may_come = self._may_come_yet(error)
                 if not isinstance(error, StoreAwayError) and self._was_kept():
                     self._torn = False
-                    if isinstance(error, Exception):  # as a lost answer: it has been found
+                    if isinstance(error, StoreError):  # a lost answer: it has been found
                         return
                     self._answer(batch)
                 else:
                     with self._ledger.lock:
                         self._keeper.undo()
                     self._torn = False
+                    if may_come:
+                        _fail_all(batch, self._interrupted())
+                        self._answer(batch)
                 raise
+
+    def _may_come_yet(self, error: BaseException) -> bool:
+        """Return whether what an interrupt left with a server may be written yet: it is not done again."""
+        is_sent = self._sent is not None and bool(self._sent[0].lines)
+        return is_sent and not isinstance(error, TBCError) and not self._store.locks_first
+
+    def _interrupted(self) -> StoreError:
+        return StoreUnknownError(
+            self._store.path,
+            "the thread that wrote for all who waited was interrupted: whether it was written is not known",
+            "Ask again with the same key",
+        )
 
     def _was_kept(self) -> bool:
         """Return whether what was interrupted had been committed already; remember it then."""

@@ -362,7 +362,10 @@ class Hold(Part):
         with _RECORDING:
             if self.state in ("settled", "voided"):
                 raise HoldEndedError(self.hold_id, self.state, "recorded on", self.settlement)
-            self._noted().recorded += tokens
+            notes = self._noted()
+            notes.recorded += tokens
+            if notes.unkept is NOTHING:  # something was sent after all
+                notes.unkept = None
 
     def expect_input(self, tokens: int) -> None:
         """Note the tokens of the call's input: what is booked if the call ends in an exception."""

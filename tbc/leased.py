@@ -259,6 +259,17 @@ class LeasedManager:
         """Return the seconds of this worker's clock."""
         return self._clock()
 
+    @property
+    def store_path(self) -> str | None:
+        """Where the shared pool is kept, if it is."""
+        store = getattr(self._shared, "_store", None)
+        return None if store is None else str(store.path)
+
+    @property
+    def ends_later(self) -> bool:
+        """Whether the shared pool still hears of what nobody waits for: not once its store is closed."""
+        return bool(self._shared.ends_later)
+
     def ask_for(self, desk: SliceDesk, agent_name: str, more: Amounts) -> None:
         """Ask for more of an agent's lease. If it cannot be had, the books here say so."""
         may_wait()
@@ -485,14 +496,15 @@ class LeasedManager:
         A hold that expires is no call in flight: if it is settled after all, its books come here again. At
         the `last` time calls still in flight, of a lease that an operator has closed, are booked in full.
         """
-        for books in list(seat.watched):
+        for books in list(dict.fromkeys(seat.watched)):
+            times = seat.watched.count(books)  # whoever settles from now on notes them once more
             flying = books.in_flight()
             used = books.used().plus(flying) if last else books.used()
             total = books.told.at_least(used)
             if total != books.told:
                 seat.holder.amend(books.hold_id, total, estimated=any(flying) or books.take_guessed())
                 books.told = total
-            if not any(flying):
+            for _ in range(times - any(flying)):
                 seat.watched.remove(books)
 
     def _say_finals(self, seat: _Seat) -> None:
@@ -672,10 +684,5 @@ def _forget(myself: weakref.ref[LeasedManager]) -> None:
     """In a forked child: the leases are the parent's."""
     manager = myself()
     if manager is not None:
-        store = getattr(manager._shared, "_store", None)
-        for seat in manager._seats.values():
-            for books in (seat.books, *seat.watched):
-                if books is not None and store is not None:
-                    books.manager.left_at = store.path
         manager._seats, manager._life, manager._adding = {}, uuid4().hex, threading.Lock()
         manager._numbers = numbers_of_slices()

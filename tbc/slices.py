@@ -6,6 +6,7 @@ loop must not wait for its answer: what would have to, raises `Waits` there, and
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -48,6 +49,14 @@ _NUMBERS_EACH: Final = 2**28
 
 class Worker(Protocol):
     """What local books ask."""
+
+    @property
+    def store_path(self) -> str | None:
+        """Where the shared pool is kept, if it is."""
+
+    @property
+    def ends_later(self) -> bool:
+        """Whether the shared pool still hears of what nobody waits for."""
 
     async def aside(self, work: Callable[..., Any], *values: Any) -> Any:
         """Await what may wait for the shared pool."""
@@ -104,12 +113,18 @@ class SliceDesk(LeasingDesk):
         self.waits = True  # only for the shared pool: see `arun`
         self.guessed = False
         self.given_back: SliceBooks | None = None
-        self.left_at: str | None = None  # the store, in a forked child: its leases are the parent's
+        self._pid = os.getpid()
+
+    @property
+    def _left_at(self) -> str | None:
+        """In a forked child, the store of the leases: they are the parent's."""
+        return None if self._pid == os.getpid() else self._worker.store_path
 
     def _check_process(self) -> None:
-        if self.left_at is not None:
+        left_at = self._left_at
+        if left_at is not None:
             raise StoreError(
-                self.left_at,
+                left_at,
                 "its manager was opened before the fork",
                 "Settle the hold in the process that has it, or open a manager in the child",
             )
@@ -155,8 +170,8 @@ class SliceDesk(LeasingDesk):
 
     @property
     def ends_later(self) -> bool:
-        """Whether `end_later` is of any use: not in a forked child."""
-        return self.left_at is None
+        """Whether `end_later` is of any use: not in a forked child, nor once the pool's store is closed."""
+        return self._left_at is None and (self.given_back is None or self._worker.ends_later)
 
     def end_later(self, hold: Hold, said: Said) -> None:
         """Settle without ever waiting."""

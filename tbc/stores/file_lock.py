@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
 
 from tbc.errors import StoreBusyError, StoreError
@@ -87,9 +87,11 @@ class FileLock:
             return
         # Ctrl-C may come after any call: what was taken by it is given back all the same.
         ends: float | None = None
+        is_ours = False
         try:
             if not self._turn.acquire(blocking=False):
                 ends = self._wait_for_threads(timeout_s)
+            is_ours = True
             if not self._take_at_once():
                 ends = time.monotonic() + timeout_s if ends is None else ends
                 if not self._wait(ends - time.monotonic()):
@@ -97,13 +99,16 @@ class FileLock:
             yield timeout_s if ends is None else max(0.0, ends - time.monotonic())
         finally:
             try:
-                with self._mutex:
-                    if self._held and self._file is not None:  # `_free`, in which it might come first
-                        self._held = False
-                        fcntl.flock(self._file, fcntl.LOCK_UN)
+                if is_ours:
+                    with self._mutex:
+                        if self._held and self._file is not None:  # `_free`, in which it might come first
+                            self._held = False
+                            fcntl.flock(self._file, fcntl.LOCK_UN)
             finally:
-                with suppress(RuntimeError):  # it was not ours yet
+                try:  # noqa: SIM105  # nothing may be called before the release
                     self._turn.release()
+                except RuntimeError:  # it was not ours yet
+                    pass
 
     def close(self) -> None:
         """Let go of the file; a second time changes nothing."""

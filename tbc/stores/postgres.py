@@ -443,6 +443,11 @@ class PostgresStore(Store):
             yield
         except self._psycopg.Error as error:
             state = error.sqlstate
+            if connection.info.transaction_status == self._psycopg.pq.TransactionStatus.ACTIVE:
+                connection.close()  # it was left in the middle of an answer
+                interrupt = error.__context__
+                if interrupt is not None and not isinstance(interrupt, self._psycopg.Error):
+                    raise interrupt from None
             if connection.closed:
                 if sent:
                     raise StoreUnknownError(

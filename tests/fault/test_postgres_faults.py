@@ -356,6 +356,47 @@ def test_fault_13_an_interrupt_loses_no_connection_for_good(open_again, function
         assert store.verify()[0].ok
 
 
+def test_fault_13_what_an_interrupt_left_with_the_server_is_not_done_again(open_again):
+    """The server may be at it yet: whoever was interrupted is told so, the others that it is not known."""
+
+    class TimeLimit(Exception):
+        pass
+
+    with open_again() as store, tbc.BudgetManager(store=store, pool="i", max_tokens=1000) as manager:
+        manager.register_agent("a", max_tokens=0)
+        manager._sweeper.stop()
+        put, others = store._put, []
+
+        def ask():
+            with pytest.raises(StoreUnknownError, match="Ask again with the same key"):
+                manager.record_usage("a", 7)
+
+        def interrupted(*_, **__):
+            store._put = put
+            raise TimeLimit
+
+        def waiting(*values, **named):  # the first batch: meanwhile the others come
+            others.extend(threading.Thread(target=ask) for _ in range(2))
+            for other in others:
+                other.start()
+            until(lambda: len(manager._clerk._queue) == 2)
+            store._put = interrupted
+            return put(*values, **named)
+
+        store._put = waiting
+        manager.record_usage("a", 5)
+        told = []
+        threading.excepthook, before = told.append, threading.excepthook
+        try:
+            for other in others:
+                other.join()
+        finally:
+            threading.excepthook = before
+        assert [each.exc_type for each in told] == [TimeLimit]
+        assert manager.report()["a"]["consumed"] == 5
+        check_books(manager)
+
+
 @pytest.mark.parametrize(("answer", "error", "written"), [(1, StoreAwayError, 1), (2, StoreUnknownError, 2)])
 def test_fault_34_a_transaction_that_waits_is_unknown_only_after_its_commit_was_sent(
     proxy, store, answer, error, written

@@ -34,7 +34,10 @@ def interrupted(operation: Callable[[], object], at: int, points: tuple[str, ...
         code = frame.f_code
         # A generator is entered once more when it is dropped; nobody would see what is raised there.
         dropped = event == "call" and code.co_flags & inspect.CO_GENERATOR
-        if event in points and code.co_filename.startswith(LIBRARY) and not dropped:
+        ours = code.co_filename.startswith(LIBRARY)
+        if "c_return" in points and frame.f_back is not None:  # also on the way into what the library calls
+            ours |= event == "call" and frame.f_back.f_code.co_filename.startswith(LIBRARY)
+        if event in points and ours and not dropped:
             passed += 1
             if passed == at:
                 sys.setprofile(None)

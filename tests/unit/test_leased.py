@@ -223,6 +223,17 @@ def test_nothing_is_set_aside_in_a_slice_that_was_given_back(shared, clock):
     assert held.settle(60).tokens == 60 and consumed(shared) == 60
 
 
+def test_many_calls_in_flight_at_the_close_are_noted_once_each_time_they_are_told(shared, clock):
+    worker = LeasedManager(shared, tbc.Lease(share=0.5, seconds=30))
+    held = [worker.hold("writer", 10) for _ in range(50)]
+    worker.close()
+    (seat,) = worker._seats.values()
+    for number, hold in enumerate(held, start=1):
+        assert hold.settle(20).tokens == 20
+        assert len(seat.watched) == (number < len(held))
+    assert consumed(shared) == 1_000
+
+
 def test_a_lease_that_an_operator_closed_is_replaced(shared, worker, clock):
     worker.hold("writer", 100).settle(90)
     clock.advance(40)

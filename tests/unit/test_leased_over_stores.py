@@ -171,6 +171,31 @@ def test_the_root_is_held_from_directly(shared, opened):
     assert worker.used()["tokens"] == (7, 10_000) and worker.leases() == []
 
 
+def test_what_ends_after_the_close_of_the_store_says_that_nobody_books_it(tmp_path):
+    how = {"store": f"sqlite:///{tmp_path}/closed.db", "lease": LEASE, "unknown_price": "track"}
+    worker = tbc.BudgetManager(**how, max_tokens=10_000)
+    worker.register_agent("writer", max_tokens=1_000)
+    with pytest.raises(tbc.StoreError) as raised, worker.hold("writer", 10) as held:
+        held.record(600)
+        worker.close()
+    assert "The 600 tokens that were spent are not booked" in raised.value.__notes__[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_late_settle_of_a_slice_that_was_given_back_is_the_parents_too(shared, opened):
+    worker = opened(lease=LEASE, holder="w")
+    held = worker.hold("writer", 10, usd=0)
+    worker._seats["writer"].books.give_back()
+    child = os.fork()
+    if not child:
+        try:
+            held.settle(10, usd=0)
+        except tbc.StoreError as error:
+            os._exit("before the fork" not in str(error))
+        os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_after_a_fork_the_child_has_to_open_a_manager_of_its_own(shared, opened):
     worker = opened(lease=LEASE, holder="w")

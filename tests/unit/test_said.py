@@ -10,6 +10,7 @@ import pytest
 
 import tbc
 from tbc.decision import Kind
+from tbc.holds import NOTHING
 from tbc.stores import SqliteStore
 from tests.waiting import until
 
@@ -337,3 +338,12 @@ def test_what_ends_after_the_close_says_that_nobody_books_it(tmp_path, spent, sa
     manager.close()  # and there is nothing to warn of any more
     with tbc.BudgetManager(store=f"sqlite:///{tmp_path}/books.db") as again:
         assert again.ledger.open_holds[hold.hold_id].state == "open"
+
+
+def test_what_is_recorded_after_a_void_that_could_not_be_kept_is_booked(tmp_path):
+    with tbc.BudgetManager(store=f"sqlite:///{tmp_path}/books.db", max_tokens=1_000) as manager:
+        manager.register_agent("a", max_tokens=0)
+        with manager.hold("a", 100) as held:
+            held._remember(NOTHING)  # as a void does that the store could not keep
+            held.record(60)
+        assert held.settlement.tokens == 60
