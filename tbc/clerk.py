@@ -469,8 +469,9 @@ class Clerk:
 
     def _may_come_yet(self, error: BaseException) -> bool:
         """Return whether what an interrupt left with a server may be written yet: it is not done again."""
-        is_sent = self._sent is not None and bool(self._sent[0].lines)
-        return is_sent and not isinstance(error, TBCError) and not self._store.locks_first
+        sent = self._sent
+        is_sent = sent is not None and bool(sent[0].lines) and sent[1].is_sent
+        return is_sent and not isinstance(error, TBCError)
 
     def _interrupted(self) -> StoreError:
         return StoreUnknownError(

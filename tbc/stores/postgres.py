@@ -166,6 +166,7 @@ class PostgresStore(Store):
                 arguments = writer.arguments()
                 if arguments is not None:
                     with self._connections.taken() as connection, self._typed(connection, writer, sent=True):
+                        writer.is_sent = True
                         self._put(connection, pool, at, arguments, tries=_TRIES)
                     writer.finish()
             finally:
@@ -186,6 +187,7 @@ class PostgresStore(Store):
                     with self._typed(connection, writer):
                         self._put(connection, pool, mark, arguments, tries=1)
                 with self._typed(connection, sent=arguments is not None):
+                    writer.is_sent = arguments is not None
                     connection.execute("COMMIT")
                 if arguments is not None:
                     writer.finish()

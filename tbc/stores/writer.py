@@ -42,6 +42,8 @@ class Writer(ABC):
         self._ledger_id = ledger_id
         self._ends: dict[str, Mark] = {}
         self._written: set[str] = set()
+        #: Whether it has gone to a server, which may write it although nobody heard of the end.
+        self.is_sent = False
 
     def mark(self, pool: str) -> Mark:
         """Return how far a pool has come, other processes' lines included; `Mark()` if there is none.
