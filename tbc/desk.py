@@ -235,7 +235,8 @@ class SpendingDesk(Pool):
             who = "a call that names no model" if granted.model is None else f"model {granted.model!r}"
             note = f"{UNKNOWN_PRICE}: {who} has no known price."
             granted.decision = attrs.evolve(decision, note=note)
-            self._notice("Refused", granted.decision)
+            if not decision.status.refuses:  # that is told anyway
+                self._notice("Refused", granted.decision)
 
     def hold_call(
         self,

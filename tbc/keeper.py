@@ -386,6 +386,7 @@ class Keeper:
             elif name == ledger.root.name or name in ledger.accounts:
                 replica.clear_account(ledger, name, axis)
         replica.put_accounts(ledger, known)
+        self._clear_without_row(changes.agents)
         kept_axes = {axis for _, axis in self._accounts}
         for axis in [axis for axis in ledger.sides if axis not in kept_axes]:
             del ledger.sides[axis]
@@ -401,6 +402,7 @@ class Keeper:
             replica.put_accounts(ledger, news.accounts)
             for account in news.accounts:
                 self._accounts[account.agent, account.axis] = account
+            self._clear_without_row(news.agents)
             for row in news.holds:
                 known = self._holds.get(row.hold_id)
                 if known is not None or row.state == "open":
@@ -412,6 +414,15 @@ class Keeper:
         self._manager.note_elsewhere(range(last + 1, ledger.seq + 1))
         self.mark = news.mark
         self._fold()
+
+    def _clear_without_row(self, agents: Iterable[AgentRow]) -> None:
+        """Let agents that may have moved be capped as those above, on axes on which they have no row."""
+        ledger = self._ledger
+        found = [ledger.accounts[row.agent] for row in agents if row.agent in ledger.accounts]
+        for books in sorted(found, key=lambda books: books.depth):
+            for axis in ledger.sides:
+                if (books.name, axis) not in self._accounts:
+                    replica.clear_account(ledger, books.name, axis)
 
     def count_calls(self) -> None:
         """Count the ended calls of every agent, as far as the journal goes; others may write meanwhile.

@@ -36,7 +36,7 @@ from contextlib import suppress
 from functools import partial
 from math import inf
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from tbc.axes import CALLS, TOKENS, USD, Axis
@@ -108,10 +108,10 @@ class LeasedManager:
     of its own: every operation of this one raises `StoreError` there. Holds with a `key`, and those of the
     root, go to the shared pool: a key must be known to all. In ``audit`` mode nothing is refused here either.
 
-    At `close`, calls in flight are booked in full, as everything that may have been sent is. What they say
-    later is told if it is more. Of a hold that has expired nothing is booked until it is settled after all:
-    late, and once. A settle of a hold whose lease has been given back is answered when the shared pool has
-    it, and raises `StoreError` if it cannot be told; the same settle, `tend` and `close` tell it again.
+    At `close`, calls in flight are booked in full, as what may have been sent is; what they say later is told
+    if it is more. Of a hold that has expired nothing is booked until it is settled: late, and once. A settle
+    of a hold whose lease has been given back is answered when the shared pool has it; else it raises, and the
+    same settle, `tend` and `close` tell it again, but nobody any more once a store of its own is closed.
     """
 
     def __init__(
@@ -144,8 +144,7 @@ class LeasedManager:
         """Return a worker that owns its shared manager: closing one closes both."""
         worker = cls(shared, lease, holder=holder or f"{socket.gethostname()}:{os.getpid()}")
         worker._owns_shared = True
-        stored: Any = shared
-        stored.worker = weakref.ref(worker)
+        cast("Any", shared).worker = weakref.ref(worker)
         return worker
 
     def __getattr__(self, name: str) -> Any:

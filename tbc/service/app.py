@@ -221,13 +221,16 @@ class Service:
             await asyncio.sleep(_LOOK_S)
 
     async def close(self) -> None:
-        """Close the books, but wait no longer than a while for a store that does not answer."""
+        """Close the books, but wait no longer than a while for a store that says nothing any more."""
         closing = threading.Thread(target=self._close, name="tbc-close", daemon=True)
         closing.start()
-        for _ in range(round(_CLOSE_S / _LOOK_S)):
+        told, quiet_s = self.pools.told(), 0.0
+        while quiet_s < _CLOSE_S:
+            await asyncio.sleep(_LOOK_S)
             if not closing.is_alive():
                 return
-            await asyncio.sleep(_LOOK_S)
+            before, told = told, self.pools.told()
+            quiet_s = quiet_s + _LOOK_S if told == before else 0.0
         self.stuck = True
         _LOG.error("the store did not answer at the end: what it was not told is as after a crash")
 

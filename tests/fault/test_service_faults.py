@@ -224,6 +224,22 @@ def test_a_server_ends_also_when_its_store_does_not_answer():
             server.kill()
 
 
+SLOW = STUCK.replace(
+    "waits.result()", "time.sleep(1)\n    said = 0\n    def told(self): self.said += 1; return self.said"
+).replace("waits = ", "# ")
+
+
+def test_a_store_that_is_slow_is_waited_for_as_long_as_it_goes_on():
+    command = [sys.executable, "-c", SLOW]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout.readline().startswith("http")
+            server.send_signal(signal.SIGTERM)
+            assert server.communicate(timeout=WITHIN_S)[1] == "" and server.returncode in (0, -signal.SIGTERM)
+        finally:
+            server.kill()
+
+
 @pytest.mark.parametrize("host", ["::1", "127.0.0.1"])
 def test_a_server_says_where_it_is(host):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -348,3 +348,23 @@ def test_a_look_at_an_expired_hold_of_the_pool_is_kept_in_the_store(tmp_path):
         assert asyncio.run(pool.as_it_stands(held.hold_id)).state == "expired"
         assert worker._shared.report() == other.report()
         assert worker._shared.ledger.seq == other.ledger.seq == len(other._keeper.lines())
+
+
+def test_a_server_whose_leases_cover_it_has_room_while_its_store_is_away(tmp_path):
+    """What has ended here makes room: the store is not asked for it."""
+    how = {"store": f"sqlite:///{tmp_path}/books.db", "lease": tbc.Lease(share=0.5, seconds=3600)}
+    with tbc.BudgetManager(**how, max_tokens=1_000) as worker:
+        worker.register_agent("a", max_tokens=100)
+
+        async def holds():
+            pool = OpenPool("default", worker, None)
+            for _ in range(8):
+                async with pool.room(3):
+                    held = worker.hold("a", 1)
+                pool.number(held)
+                held.settle(1)
+
+        worker.hold("a", 1).settle(1)  # the lease is there
+        worker._shared.knows_key = None  # it would fail
+        asyncio.run(holds())
+        assert worker.report()["a"]["consumed"] == 9

@@ -139,8 +139,9 @@ class TestPrices:
         known.record_usage("a", usage=usage, model="m")
         assert known.report("usd")["a"]["consumed"] == 21 * 10**9
 
-    def test_audit_says_that_enforcement_would_refuse_an_unknown_price(self):
-        manager, told = make(max_usd=1, mode="audit"), []
+    @pytest.mark.parametrize("max_tokens", [None, 10])
+    def test_audit_says_once_that_enforcement_would_refuse_an_unknown_price(self, max_tokens):
+        manager, told = make(max_tokens=max_tokens, max_usd=1, mode="audit"), []
         manager.subscribe(told.append)
         hold = manager.hold("a", 100, model="nobody's")
         assert hold.decision.note.startswith('Enforcement would refuse it: model "nobody\'s"')

@@ -150,6 +150,19 @@ def test_an_agent_that_came_back_below_a_later_one_is_found_there(url, other):
         assert other().hold("a", 60).loans[0].donor == "b"
 
 
+def test_an_agent_that_came_back_below_another_is_capped_as_that_one(url):
+    """Also on an axis on which nothing was ever written of it, and one process was asked for it."""
+    with open_manager(url) as manager, open_manager(url) as other:
+        manager.register_agent("team", max_tokens=0, max_calls=10)
+        manager.register_agent("a", parent="team", max_tokens=0)
+        with pytest.raises(tbc.BudgetExceededError):
+            other.hold("a", 5)
+        manager.close_agent("a")
+        manager.register_agent("a", max_tokens=0)
+        assert manager.report("calls")["a"]["allocated"] is None
+        assert other.report("calls") == manager.report("calls")
+
+
 def test_a_pool_that_others_keep_busy_is_opened_as_soon_as_they_let_go(tmp_path, monkeypatch):
     busy = [True] * 7
 
