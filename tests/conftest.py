@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -86,3 +87,30 @@ def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., 
         return partial(SqliteStore, tmp_path / "deep" / "books.db")
     url, schema = (request.getfixturevalue(name) for name in ("postgres_url", "postgres_schema"))
     return partial(PostgresStore, url, schema=schema)
+
+
+@pytest.fixture
+def certified(tmp_path: Path) -> Path:
+    """Return a folder with a certificate of localhost and its key, also one with a password."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(datetime(2020, 1, 1))
+        .not_valid_after(datetime(2120, 1, 1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (tmp_path / "chain.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    for file, locked in (
+        ("key.pem", serialization.NoEncryption()),
+        ("locked.pem", serialization.BestAvailableEncryption(b"secret")),
+    ):
+        (tmp_path / file).write_bytes(
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
+        )
+    return tmp_path

@@ -345,7 +345,7 @@ class _Endpoint:
                 )
                 chunks = await _first(stream)
                 started = True
-                await _stream(chunks, receive, send, service.limits.cut_off_s)
+                await _stream(chunks, receive, send)
             else:
                 answer = await operation.serve(call)
                 if pool is not None:
@@ -497,8 +497,8 @@ async def _first(chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     return every()
 
 
-async def _stream(chunks: AsyncGenerator[bytes], receive: Any, send: Any, cut_off_s: float) -> None:
-    """Send what comes, until the reader leaves or takes nothing any more."""
+async def _stream(chunks: AsyncGenerator[bytes], receive: Any, send: Any) -> None:
+    """Send what comes, until the reader leaves; its connection ends if it takes nothing any more."""
     headers = [
         (b"content-type", b"text/event-stream; charset=utf-8"),
         *_HEADERS,
@@ -507,14 +507,9 @@ async def _stream(chunks: AsyncGenerator[bytes], receive: Any, send: Any, cut_of
 
     async def write() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        try:
-            async for chunk in chunks:
-                async with asyncio.timeout(cut_off_s):
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
-        except TimeoutError:
-            _LOG.info("a reader of events took nothing for %g s and is cut off", cut_off_s)
-            _abort(send)
+        async for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
     async def left() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -523,7 +518,6 @@ async def _stream(chunks: AsyncGenerator[bytes], receive: Any, send: Any, cut_of
     tasks = [asyncio.create_task(write()), asyncio.create_task(left())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.sleep(0)  # a connection that was cut off is known to be closed
     finally:
         for task in tasks:
             task.cancel()
@@ -531,17 +525,6 @@ async def _stream(chunks: AsyncGenerator[bytes], receive: Any, send: Any, cut_of
         await chunks.aclose()
     if isinstance(done[0], Exception):
         raise done[0]
-
-
-def _abort(send: Any) -> None:
-    """Close the connection without waiting until its reader has taken what was sent, which it does not.
-
-    ASGI has no word for that: the server's own `send` knows the transport. Where it does not, the server
-    closes the connection because the answer is not complete.
-    """
-    transport = getattr(getattr(send, "__self__", None), "transport", None)
-    if transport is not None:
-        transport.abort()
 
 
 def _cut_off() -> Problem:

@@ -2,7 +2,8 @@
 
 A connection that waits for a request, or has begun one and does not go on, is closed after a while; sooner if
 there are nearly as many connections as there may be. What is wrong with a request before the application sees
-it is said in the envelope of every other error. One that does not take its answers is cut off.
+it is said in the envelope of every other error. One that takes nothing of its answers is cut off; who reads
+slowly is not.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import asyncio
 import contextlib
 import json
 import socket
+import struct
+import sys
 from typing import Any, Final
 
 import uvicorn
@@ -28,8 +31,10 @@ __all__ = ["Connection", "allow_many", "close_idle", "connection_of", "room_for"
 
 #: Seconds that a connection may wait for a request, or take nothing, while there are nearly too many.
 _CROWDED_S: Final = 1.0
-#: Bytes that wait in the system to be sent: with more, who reads slowly could not be told from who does not.
+#: Bytes that wait in the system to be sent: the rest waits here, where it costs the system nothing.
 _UNSENT: Final = 16_384
+#: Of Linux's `tcp_info`: bytes that have been taken, and that wait in the system to be sent.
+_TCP_INFO: Final = struct.Struct("=120xQ16xI")
 #: Files that are none of connections: the store's, those of the libraries.
 _OTHER_FILES: Final = 200
 #: Connections beyond the limit that are told so; further ones are cut off.
@@ -59,8 +64,10 @@ class Connection(HttpToolsProtocol):
     most: int = limits.connections
     waits_since: float | None = None
     _patience: float = limits.head_s
-    _full_since: float | None = None
-    _unread = 0
+    _taken_at: float | None = None
+    _unsent = 0
+    _taken = 0
+    _is_quiet = False
     _size = 0
     _read = 0
     _unheard = 0
@@ -147,34 +154,58 @@ class Connection(HttpToolsProtocol):
             self._served.message_event.set()
         super().connection_lost(exc)
 
-    def pause_writing(self) -> None:
-        """Note since when answers are not taken as they come."""
-        super().pause_writing()
-        self._full_since, self._unread = self.loop.time(), self.transport.get_write_buffer_size()
+    def shutdown(self) -> None:
+        """End it after the answer that is under way; now if there is none."""
+        if not self.transport.is_closing():  # TLS forgets what it has to close if it is told twice
+            super().shutdown()
 
-    def resume_writing(self) -> None:
-        """Note that they are."""
-        super().resume_writing()
-        self._full_since = None
+    def timeout_keep_alive_handler(self) -> None:
+        """Leave it to `close_if_idle`, which knows whether the last answer is still being taken."""
 
-    def close_if_idle(self, now: float, *, crowded: bool) -> None:
-        """Close it if it has waited, or has taken nothing of its answers, for too long."""
-        if self._full_since is not None:
-            unread = self.transport.get_write_buffer_size()
-            if unread < self._unread:  # it is read, however slowly
-                self._full_since = now
-            self._unread = unread
-            if now - self._full_since > (_CROWDED_S if crowded else self.limits.cut_off_s):
+    def close_if_idle(self, now: float, *, crowded: bool, ending: bool = False) -> None:
+        """Close it if it has waited, or has taken nothing of its answers, for too long.
+
+        Parameters
+        ----------
+        now : float
+            By the clock of the loop.
+        crowded : bool
+            There are nearly as many connections as there may be.
+        ending : bool, optional
+            The server ends, and waits for nobody's goodbye, which TLS would.
+        """
+        self._look(now)
+        if self._taken_at is not None:
+            if now - self._taken_at > (_CROWDED_S if crowded else self.limits.cut_off_s):
                 self.transport.abort()
+            return
+        if ending and self.transport.is_closing():
+            self._abort_if_quiet()
             return
         if self.waits_since is None or (self.cycle is not None and not self.cycle.response_complete):
             return
         if now - self.waits_since <= (min(_CROWDED_S, self._patience) if crowded else self._patience):
             return
-        if self.transport.is_closing():  # and its reader takes nothing
-            self.transport.abort()
+        if self.transport.is_closing():  # and its reader does not say goodbye
+            self._abort_if_quiet()
         else:
             self.transport.close()
+
+    def _look(self, now: float) -> None:
+        """Note when something of the answers was taken, ``None`` if nothing is left to be."""
+        unsent, taken = _sent(self.transport)
+        self._is_quiet = not unsent and not self._unsent and taken == self._taken
+        if not unsent:
+            if self._taken_at is not None and self.waits_since is not None:
+                self.waits_since = now  # it has waited since the end of its answer
+            self._taken_at = None
+        elif self._taken_at is None or taken > self._taken or unsent < self._unsent:
+            self._taken_at = now  # it is read, however slowly
+        self._unsent, self._taken = unsent, taken
+
+    def _abort_if_quiet(self) -> None:
+        if self._is_quiet:  # else TLS may have something that the system is only about to get
+            self.transport.abort()
 
     def _wait(self, patience: float) -> None:
         self.waits_since, self._patience = self.loop.time(), patience
@@ -230,17 +261,34 @@ def _too_large(most: int) -> Problem:
     )
 
 
+def _sent(transport: asyncio.Transport) -> tuple[int, int]:
+    """Return how many bytes wait to be taken, and how many were, which is 0 where the system does not say.
+
+    The system knows both also where TLS is between it and the transport, whose own buffer is soon empty then.
+    """
+    unsent = taken = 0
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # it has been closed
+        unsent = transport.get_write_buffer_size()
+        if sys.platform == "linux":
+            its = transport.get_extra_info("socket")
+            found = its.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+            if len(found) == _TCP_INFO.size:
+                taken, within = _TCP_INFO.unpack(found)
+                unsent += within
+    return unsent, taken
+
+
 def connection_of(limits: Limits) -> type[Connection]:
     """Return the class of connections with these limits."""
     return type("Connection", (Connection,), {"limits": limits, "most": room_for(limits.connections)})
 
 
-def close_idle(server: uvicorn.Server, now: float) -> None:
-    """Close the connections that have waited for too long."""
+def close_idle(server: uvicorn.Server, now: float, *, ending: bool = False) -> None:
+    """Close the connections that have waited for too long; as `Connection.close_if_idle`."""
     every = [each for each in server.server_state.connections if isinstance(each, Connection)]
     crowded = bool(every) and len(every) >= every[0].most * 9 // 10
     for each in every:
-        each.close_if_idle(now, crowded=crowded)
+        each.close_if_idle(now, crowded=crowded, ending=ending)
 
 
 def allow_many(most: int) -> None:

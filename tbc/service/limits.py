@@ -43,8 +43,8 @@ class Limits:
     streams : int
         Open `/v1/events` of one pool.
     heartbeat_s, cut_off_s : float
-        Seconds between two signs of life of a stream; and after which whoever takes nothing of an answer is
-        cut off.
+        Seconds between two signs of life of a stream; and after which whoever takes nothing of what waits to
+        be taken, of an answer or of a stream, is cut off. Who takes some of it in that time is not.
     """
 
     body: int = 65_536

@@ -44,7 +44,17 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.drain()
-        await super().shutdown(sockets)
+        looking = asyncio.create_task(self._look_on())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            looking.cancel()
+
+    async def _look_on(self) -> None:
+        """Look at idle connections at the end, too, where nothing ticks."""
+        while True:
+            await asyncio.sleep(_TICKS / 10)
+            close_idle(self, asyncio.get_running_loop().time(), ending=True)
 
 
 def serve(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from queue import SimpleQueue
 from types import SimpleNamespace
 
 import pytest
 
+import tbc
 from tbc.service import Limits
 from tbc.service.server import make_server
 from tests.service_client import make_service
@@ -21,11 +24,11 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @contextmanager
-def running(**limits):
+def running(*, make=None, certificate=None, grace_s=1, **limits):
     """Yield a server that runs in a thread, and its port."""
     where = SimpleQueue()
-    service = make_service(limits=Limits(**limits))
-    server = make_server(service, "127.0.0.1", 0, grace_s=1, started=where.put)
+    service = make_service(make, limits=Limits(**limits))
+    server = make_server(service, "127.0.0.1", 0, grace_s=grace_s, started=where.put, certificate=certificate)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
@@ -181,6 +184,66 @@ def test_who_takes_nothing_of_the_answers_is_cut_off():
         until(lambda: not server.server_state.connections)
 
 
+@pytest.fixture(params=["http", "https"])
+def certificate(request):
+    """Return the files of a certificate, or None where it is plain http."""
+    if request.param == "http":
+        return None
+    folder = request.getfixturevalue("certified")
+    return str(folder / "chain.pem"), str(folder / "key.pem")
+
+
+def who_asks(port, certificate, path=b"/v1/entries?limit=200"):
+    """Return a connection that takes little at once, on which something is asked for."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    connection.settimeout(WITHIN_S)
+    connection.connect(("127.0.0.1", port))
+    if certificate is not None:
+        connection = ssl.create_default_context(cafile=certificate[0]).wrap_socket(
+            connection, server_hostname="localhost"
+        )
+    connection.sendall(HEALTH.replace(b"/health", path))
+    return connection
+
+
+def with_a_page(_):
+    """Return books whose first 200 lines are less than what pauses a writer."""
+    manager = tbc.BudgetManager(max_tokens=1_000)
+    manager.register_agent("a" * 100)
+    for _ in range(200):
+        manager.record_usage("a" * 100, 1)
+    return manager
+
+
+def test_who_reads_slowly_has_the_whole_answer_before_its_idleness_counts(certificate):
+    within = running(make=with_a_page, certificate=certificate, idle_s=0.1, cut_off_s=WITHIN_S)
+    with within as (_, port), who_asks(port, certificate) as reader:
+        said = b""
+        with suppress(ssl.SSLError):  # some versions want TLS's goodbye
+            while part := reader.recv(2_000):
+                said += part
+                time.sleep(0.05)
+        head, _, body = said.partition(b"\r\n\r\n")
+        assert b"content-length: %d" % len(body) in head and len(body) > 50_000
+
+
+def test_who_takes_nothing_of_one_answer_is_cut_off(certificate):
+    within = running(make=with_a_page, certificate=certificate, idle_s=WITHIN_S, cut_off_s=0.2)
+    with within as (server, port), who_asks(port, certificate):
+        until(lambda: server.server_state.total_requests)
+        until(lambda: not server.server_state.connections)
+
+
+def test_at_the_end_nobody_waits_for_the_goodbye_of_who_is_idle(certificate, caplog):
+    within = running(certificate=certificate, grace_s=5)
+    with within as (server, port), who_asks(port, certificate, b"/health") as idle:
+        assert idle.recv(12) == b"HTTP/1.1 200"
+        server.should_exit = True
+        until(lambda: not server.server_state.connections)
+    assert not caplog.records  # nothing was cut off
+
+
 def test_who_leaves_without_reading_is_no_error(caplog):
     with running() as (server, port):
         with who_never_reads(port):
@@ -204,9 +267,10 @@ def test_those_who_never_read_make_room_for_others():
 class Line:
     """A transport whose other end takes what the test says."""
 
-    def __init__(self):
+    def __init__(self, end):
+        self.socket = end
         self.waiting = 100_000
-        self.aborted = False
+        self.ended = []
 
     def get_extra_info(self, name):
         return self.socket if name == "socket" else None
@@ -214,25 +278,52 @@ class Line:
     def get_write_buffer_size(self):
         return self.waiting
 
+    def is_closing(self):
+        return bool(self.ended)
+
+    def close(self):
+        self.ended.append("close")
+
     def abort(self):
-        self.aborted = True
+        self.ended.append("abort")
 
 
-def test_who_reads_slowly_but_reads_is_not_cut_off():
+@pytest.fixture
+def read():
+    """Return a connection in the middle of an answer, and its line."""
+    server = make_server(make_service(), "127.0.0.1", 0, grace_s=1, started=print)
+    loop = SimpleNamespace(time=lambda: 0.0)
+    server.config.load()
+    connection = server.config.http_protocol_class(server.config, server.server_state, {}, _loop=loop)
     with socket.socket() as end:
-        line = Line()
-        line.socket = end
-        server = make_server(make_service(), "127.0.0.1", 0, grace_s=1, started=print)
-        loop = SimpleNamespace(time=lambda: 0.0)
-        server.config.load()
-        connection = server.config.http_protocol_class(server.config, server.server_state, {}, _loop=loop)
+        line = Line(end)
         connection.connection_made(line)
+        yield connection, line
+
+
+@pytest.mark.parametrize("is_much", [False, True])
+def test_who_reads_slowly_but_reads_is_not_cut_off(is_much, read):
+    connection, line = read
+    if is_much:
         connection.pause_writing()
-        for second in range(0, 100, 5):
-            line.waiting -= 1
-            connection.close_if_idle(second, crowded=False)
-        assert not line.aborted
-        connection.close_if_idle(second + 10, crowded=False)
-        assert not line.aborted
-        connection.close_if_idle(second + 10.5, crowded=False)
-        assert line.aborted
+    for second in range(0, 100, 5):
+        line.waiting -= 1
+        connection.close_if_idle(second, crowded=False)
+    assert not line.ended
+    connection.close_if_idle(second + 10, crowded=False)
+    assert not line.ended
+    connection.close_if_idle(second + 10.5, crowded=False)
+    assert line.ended == ["abort"]
+
+
+def test_who_has_taken_the_answer_has_time_for_the_next_request_from_then_on(read):
+    connection, line = read
+    for second in range(0, 100, 5):
+        line.waiting -= 1
+        connection.close_if_idle(second, crowded=False)
+    line.waiting = 0
+    connection.close_if_idle(second + 5, crowded=False)
+    connection.close_if_idle(second + 15, crowded=False)
+    assert not line.ended
+    connection.close_if_idle(second + 15.5, crowded=False)
+    assert line.ended == ["close"]

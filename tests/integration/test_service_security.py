@@ -10,7 +10,6 @@ import ssl
 import stat
 import subprocess
 import sys
-from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -490,33 +489,6 @@ def test_a_certificate_that_cannot_be_used_is_refused_at_the_start(chain, certif
     key = "locked.pem" if chain == "chain.pem" else "key.pem"
     assert run_command(["serve", "--port", "0", "--certificate", chain, "--private-key", key]) == 2
     assert "cannot be used" in " ".join(capsys.readouterr().err.split())
-
-
-@pytest.fixture
-def certified(tmp_path):
-    """Return a folder with a certificate of localhost and its key, also one with a password."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(datetime(2020, 1, 1))
-        .not_valid_after(datetime(2120, 1, 1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    (tmp_path / "chain.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    for file, locked in (
-        ("key.pem", serialization.NoEncryption()),
-        ("locked.pem", serialization.BestAvailableEncryption(b"secret")),
-    ):
-        (tmp_path / file).write_bytes(
-            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked)
-        )
-    return tmp_path
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
